@@ -1,0 +1,2 @@
+//! How a host kernel calls pfnguard.
+#![no_std]

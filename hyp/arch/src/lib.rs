@@ -1,0 +1,2 @@
+//! Hardware.
+#![no_std]

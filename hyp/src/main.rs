@@ -1,0 +1,3 @@
+//! The pfnguard payload.
+#![no_std]
+#![no_main]

@@ -1,0 +1,3 @@
+//! Bare-metal host.
+#![no_std]
+#![no_main]

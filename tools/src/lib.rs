@@ -1,0 +1,1 @@
+//! pfnguard tools library.

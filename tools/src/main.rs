@@ -1,0 +1,2 @@
+//! pfnguard tools.
+fn main() {}
