@@ -1,1 +1,38 @@
+//! pfnguard's policy: who owns which page, who may map which region with which type, and why not.
+//!
+//! No unsafe, no assembly, no statics, no pointers: hardware is reached through the role traits of
+//! [`machine`]. The door is [`Hypervisor::host_call`], [`Hypervisor::host_abort`] and
+//! [`Hypervisor::smc`]; everything that comes in there is a claim, decoded once ([`call`]).
+//!
+//! Rules are named by the ids of the specification ([`pfnguard_shared::Rule`]).
+
 #![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(any(test, feature = "fake"))]
+extern crate std;
+
+pub mod addr;
+pub mod call;
+pub mod decide;
+pub mod dispatch;
+pub mod error;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+pub mod guest;
+pub mod host;
+pub mod hypervisor;
+pub mod machine;
+pub mod manifest;
+pub mod migration;
+pub mod ownership;
+pub mod pfnmap;
+pub mod psci;
+pub mod region;
+pub mod smc;
+pub mod trace;
+pub mod vcpu;
+pub mod vm;
+pub mod vmemmap;
+
+pub use hypervisor::Hypervisor;

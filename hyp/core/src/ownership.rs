@@ -1,0 +1,449 @@
+//! Who owns which RAM page: every transition is check, proof, commit. After a commit starts,
+//! nothing can fail, and whatever a refusal says, nothing has changed (R35).
+//!
+//! | from | to | by |
+//! |---|---|---|
+//! | HostOwned | HostSharedHyp | [`host_share_hyp`] |
+//! | HostSharedHyp, not pinned | HostOwned | [`host_unshare_hyp`] |
+//! | HostOwned, HostSharedGuest | HostSharedGuest | [`host_share_guest`] |
+//! | HostSharedGuest | HostSharedGuest, HostOwned | [`host_unshare_guest`], teardown |
+//! | HostOwned | GuestOwned | [`host_donate_guest`] |
+//! | GuestOwned | GuestSharedHost | [`guest_share_host`] |
+//! | GuestSharedHost | GuestOwned | [`guest_unshare_host`] |
+//! | GuestOwned, GuestSharedHost of a dying VM | HostOwned | [`host_reclaim_guest`] |
+//! | HostOwned | HypOwned | [`donate_tables`] |
+//! | HypOwned | HostOwned | [`return_table`] |
+//!
+//! The host's own translations are never restored here: its next access faults and gets one.
+
+use pfnguard_shared::info::Capabilities;
+use pfnguard_shared::manifest::BlockSizes;
+use pfnguard_shared::trace::TraceKind;
+use pfnguard_shared::vm::{ContractFlags, PageState, VmState};
+use pfnguard_shared::{MemType, PAGE_SHIFT, Perms};
+
+use crate::addr::{IpaPfn, IpaRange, Pfn, PfnRange};
+use crate::dispatch::Reply;
+use crate::error::HcallError;
+use crate::hypervisor::{Cpu, Host, Hyp, Unlocked};
+use crate::machine::{
+    Clock, El2Stage1, Features, Frames, GuestStage2, HostStage2, Machine, Stage2Attrs, Stage2Type,
+    TagAccess,
+};
+use crate::trace::{Event, NO_VM};
+use crate::vm::{Vm, VmId};
+use crate::vmemmap::{FrameState, Transition};
+
+/// Lets the hypervisor access host pages. No translation changes: the hypervisor reaches them
+/// through its on-demand mapping.
+///
+/// # Errors
+/// `PageState` for the first page that is not the host's alone.
+pub fn host_share_hyp<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    pages: PfnRange,
+) -> Result<Reply, HcallError> {
+    let lend = FrameState::HostSharedHyp { pins: 0 };
+    door.lock_host().vmemmap.check(pages, FrameState::HostOwned)?.commit(lend);
+    record(cpu, NO_VM, &pages, PageState::HostOwned, PageState::HostSharedHyp);
+    Ok(Reply::NONE)
+}
+
+/// Takes host pages back from the hypervisor.
+///
+/// # Errors
+/// `Pinned` for the first page that is an argument page; `PageState` for one that is not lent.
+pub fn host_unshare_hyp<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    pages: PfnRange,
+) -> Result<Reply, HcallError> {
+    let unused = FrameState::HostSharedHyp { pins: 0 };
+    door.lock_host().vmemmap.check(pages, unused)?.commit(FrameState::HostOwned);
+    record(cpu, NO_VM, &pages, PageState::HostSharedHyp, PageState::HostOwned);
+    Ok(Reply::NONE)
+}
+
+/// Lends host pages to a guest; several guests may borrow the same page.
+///
+/// # Errors
+/// `Contract` for a protected VM; `VmState`, `IpaRange`, `IpaOccupied`, `NoTables`; `PageState`
+/// for the first page that is not the host's; `Pinned` for one that is lent 255 times.
+pub fn host_share_guest<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    vm: VmId,
+    (pages, ipa): (PfnRange, IpaRange),
+    perms: Perms,
+) -> Result<Reply, HcallError> {
+    let features = *door.hypervisor().features();
+    let mut host = door.lock_host();
+    let (host, mut guest) = host.with_guest(vm)?;
+    guest.check_state(VmState::Active)?;
+    if guest.contract.contains(ContractFlags::PROTECTED) {
+        return Err(HcallError::Contract);
+    }
+    check_target(host, &guest, vm, &ipa, &features)?;
+    let lend = host.vmemmap.check_steps(pages, FrameState::HostOwned, vm, lend_step)?;
+    let old = lend.first().page_state();
+
+    hand_over(cpu, &features, pages);
+    guest.stage2.map(ipa.start(), pages, ram_attrs(perms), BlockSizes::ALL);
+    lend.commit(vm);
+    guest.borrowed_pages += pages.pages();
+    record(cpu, vm.raw(), &pages, old, PageState::HostSharedGuest);
+    Ok(Reply::NONE)
+}
+
+/// Takes lent pages back from a guest.
+///
+/// # Errors
+/// `VmState`, `IpaRange`; `NotMapped` for the first page that the guest does not have at this
+/// address; `PageState` for one that it does not borrow; `NoTables` where a block must be split.
+pub fn host_unshare_guest<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    vm: VmId,
+    (pages, ipa): (PfnRange, IpaRange),
+) -> Result<Reply, HcallError> {
+    let features = *door.hypervisor().features();
+    let mut host = door.lock_host();
+    let (host, mut guest) = host.with_guest(vm)?;
+    guest.check_state(VmState::Active)?;
+    check_limit(&ipa, &features)?;
+    check_mapped(&guest, &pages, &ipa)?;
+    check_tables(host, &guest, vm, guest.stage2.tables_to_unmap(ipa))?;
+    let needed = FrameState::HostSharedGuest { count: 1 };
+    let give_back = host.vmemmap.check_steps(pages, needed, vm, return_step)?;
+
+    guest.stage2.unmap(ipa);
+    hand_over(cpu, &features, pages);
+    give_back.commit(vm);
+    guest.return_borrowed(pages.pages());
+    record(cpu, vm.raw(), &pages, PageState::HostSharedGuest, PageState::HostOwned);
+    Ok(Reply::NONE)
+}
+
+/// Moves host pages to a guest, protected or not, with their contents.
+///
+/// # Errors
+/// `VmState`, `IpaRange`, `IpaOccupied`, `NoTables`; `PageState` for the first page that is not
+/// the host's alone.
+pub fn host_donate_guest<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    vm: VmId,
+    (pages, ipa): (PfnRange, IpaRange),
+) -> Result<Reply, HcallError> {
+    let features = *door.hypervisor().features();
+    let mut host = door.lock_host();
+    let (host, mut guest) = host.with_guest(vm)?;
+    guest.check_state(VmState::Active)?;
+    check_target(host, &guest, vm, &ipa, &features)?;
+    let donation = host.vmemmap.check(pages, FrameState::HostOwned)?;
+
+    host.stage2.unmap(pages);
+    hand_over(cpu, &features, pages);
+    guest.stage2.map(ipa.start(), pages, ram_attrs(Perms::ALL), BlockSizes::ALL);
+    donation.commit(FrameState::GuestOwned { vm });
+    guest.owned_pages += pages.pages();
+    record(cpu, vm.raw(), &pages, PageState::HostOwned, PageState::GuestOwned);
+    Ok(Reply::NONE)
+}
+
+/// Gives pages of a dying VM back to the host; those of a protected VM zeroed and cleaned before
+/// the host can reach them (R44), those of another VM as they are.
+///
+/// # Errors
+/// `VmState` for a VM that was not torn down; `NotOwner` or `PageState` for the first page that
+/// is not the VM's.
+pub fn host_reclaim_guest<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    vm: VmId,
+    pages: PfnRange,
+) -> Result<Reply, HcallError> {
+    let features = *door.hypervisor().features();
+    let mut host = door.lock_host();
+    let (host, mut guest) = host.with_guest(vm)?;
+    guest.check_state(VmState::Dying)?;
+    let needed = FrameState::GuestOwned { vm };
+    let reclaim = host.vmemmap.check_steps(pages, needed, vm, reclaim_step)?;
+    let old = reclaim.first().page_state();
+
+    // Pages that the guest had lent may be mapped by the host: nobody watches them being zeroed.
+    if reclaim.any_open() {
+        host.stage2.unmap(pages);
+    }
+    if guest.contract.contains(ContractFlags::PROTECTED) {
+        cpu.local.zero(pages);
+    } else {
+        hand_over(cpu, &features, pages);
+    }
+    reclaim.commit(vm);
+    guest.return_owned(pages.pages());
+    record(cpu, vm.raw(), &pages, old, PageState::HostOwned);
+    Ok(Reply::NONE)
+}
+
+/// Lends a guest's own page to the host.
+///
+/// # Errors
+/// `IpaRange`; `NotMapped` where the guest has nothing there; `PageState` where the page is not
+/// the guest's alone (a borrowed page, a PFNMAP region, a page that is lent already).
+pub fn guest_share_host<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    vm: VmId,
+    ipa: IpaPfn,
+) -> Result<Reply, HcallError> {
+    let features = *door.hypervisor().features();
+    let mut host = door.lock_host();
+    let (host, guest) = host.with_guest(vm)?;
+    let page = guest_page(&guest, ipa, &features)?;
+    let share = host.vmemmap.check(page, FrameState::GuestOwned { vm })?;
+
+    hand_over(cpu, &features, page);
+    share.commit(FrameState::GuestSharedHost { vm });
+    record(cpu, vm.raw(), &page, PageState::GuestOwned, PageState::GuestSharedHost);
+    Ok(Reply::NONE)
+}
+
+/// Takes a guest's page back from the host.
+///
+/// # Errors
+/// As [`guest_share_host`]; `PageState` where the page is not lent.
+pub fn guest_unshare_host<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    vm: VmId,
+    ipa: IpaPfn,
+) -> Result<Reply, HcallError> {
+    let features = *door.hypervisor().features();
+    let mut host = door.lock_host();
+    let (host, guest) = host.with_guest(vm)?;
+    let page = guest_page(&guest, ipa, &features)?;
+    let unshare = host.vmemmap.check(page, FrameState::GuestSharedHost { vm })?;
+
+    host.stage2.unmap(page);
+    hand_over(cpu, &features, page);
+    unshare.commit(FrameState::GuestOwned { vm });
+    record(cpu, vm.raw(), &page, PageState::GuestSharedHost, PageState::GuestOwned);
+    Ok(Reply::NONE)
+}
+
+/// Commits checked host pages as table memory: the hypervisor's, mapped at EL2, zero.
+pub(crate) fn donate_tables<M: Machine>(
+    tables: PfnRange,
+    donation: Transition<'_>,
+    host_stage2: &mut M::HostStage2,
+    hyp: &mut Hyp<M>,
+    cpu: &mut Cpu<M>,
+) {
+    host_stage2.unmap(tables);
+    hyp.stage1.map(tables);
+    cpu.local.zero(tables);
+    donation.commit(FrameState::HypOwned);
+}
+
+/// Gives one page of table memory back to the host, zeroed.
+pub(crate) fn return_table<M: Machine>(
+    table: Pfn,
+    host: &mut Host<M>,
+    hyp: &mut Hyp<M>,
+    cpu: &mut Cpu<M>,
+) {
+    let page = PfnRange::single(table).expect("table past the address space: hypervisor bug");
+    let owned = host.vmemmap.check(page, FrameState::HypOwned);
+    let owned = owned.expect("table page of somebody else: hypervisor bug");
+    cpu.local.zero(page);
+    hyp.stage1.unmap(page);
+    owned.commit(FrameState::HostOwned);
+}
+
+/// Drops the share counts of everything that a VM borrows, before its translations go; each run
+/// of adjacent frames goes to `give_back`. Linear in the pages that the VM has mapped; a VM that
+/// borrows nothing costs nothing.
+pub(crate) fn return_all_borrowed<M: Machine>(
+    host: &mut Host<M>,
+    id: VmId,
+    vm: &mut Vm<M>,
+    limit: IpaPfn,
+    give_back: &mut dyn FnMut(PfnRange),
+) {
+    let mut next = IpaPfn(0);
+    let mut run: Option<PfnRange> = None;
+    while vm.borrowed_pages > 0 {
+        let rest = limit.0.checked_sub(next.0).and_then(|pages| IpaRange::new(next, pages));
+        let found = rest.and_then(|rest| vm.stage2.first_mapped(rest));
+        let ipa = found.expect("fewer borrowed pages than counted: hypervisor bug");
+        let leaf = vm.stage2.lookup(ipa).expect("mapped page without a leaf: hypervisor bug");
+        let bound = host.regions.binding_at(id, ipa).map(|binding| binding.ipa.end());
+        next = bound.unwrap_or(IpaPfn(ipa.0 + 1));
+        if let FrameState::HostSharedGuest { .. } = host.vmemmap.state(leaf.pfn) {
+            return_borrowed(host, id, vm, leaf.pfn);
+            let longer = run.and_then(|run| run.extended_by(leaf.pfn));
+            if longer.is_none() {
+                run.into_iter().for_each(&mut *give_back);
+            }
+            run = longer.or_else(|| PfnRange::single(leaf.pfn));
+        }
+    }
+    run.into_iter().for_each(give_back);
+}
+
+fn return_borrowed<M: Machine>(host: &mut Host<M>, id: VmId, vm: &mut Vm<M>, pfn: Pfn) {
+    let page = PfnRange::single(pfn).expect("leaf past the address space: hypervisor bug");
+    let needed = FrameState::HostSharedGuest { count: 1 };
+    let step = host.vmemmap.check_steps(page, needed, id, return_step);
+    step.expect("borrowed page without a count: hypervisor bug").commit(id);
+    vm.return_borrowed(1);
+}
+
+/// Without FEAT_S2FWB an owner can reach RAM around the caches: what changes hands is cleaned and
+/// invalidated, so that no owner sees another's stale lines.
+pub(crate) fn hand_over<M: Machine>(cpu: &mut Cpu<M>, features: &Features, pages: PfnRange) {
+    if !features.capabilities.contains(Capabilities::FWB) {
+        cpu.local.clean_invalidate(pages);
+    }
+}
+
+/// First intermediate page that no guest has.
+pub(crate) fn ipa_limit(features: &Features) -> IpaPfn {
+    IpaPfn(1 << features.guest_ipa_bits.saturating_sub(PAGE_SHIFT))
+}
+
+/// Writes the record of pages that changed state.
+pub(crate) fn record<M: Machine>(
+    cpu: &mut Cpu<M>,
+    vm: u16,
+    pages: &PfnRange,
+    old: PageState,
+    new: PageState,
+) {
+    let states = u64::from(old.raw()) << 8 | u64::from(new.raw());
+    let c = u64::from(vm) << 16 | states;
+    let event = Event { kind: TraceKind::Ownership, vm, a: pages.start().0, b: pages.pages(), c };
+    cpu.trace.record(cpu.local.now(), event);
+}
+
+/// Guest RAM is always write-back (R15).
+fn ram_attrs(perms: Perms) -> Stage2Attrs {
+    let mem = Stage2Type::Forced(MemType::Cacheable);
+    Stage2Attrs { mem, perms, tags: TagAccess::Allowed }
+}
+
+fn lend_step(state: FrameState, _: VmId) -> Option<FrameState> {
+    match state {
+        FrameState::HostOwned => Some(FrameState::HostSharedGuest { count: 1 }),
+        FrameState::HostSharedGuest { count } => {
+            count.checked_add(1).map(|count| FrameState::HostSharedGuest { count })
+        }
+        FrameState::NoPage
+        | FrameState::HostSharedHyp { .. }
+        | FrameState::HypOwned
+        | FrameState::HypReadable
+        | FrameState::GuestOwned { .. }
+        | FrameState::GuestSharedHost { .. } => None,
+    }
+}
+
+fn return_step(state: FrameState, _: VmId) -> Option<FrameState> {
+    match state {
+        FrameState::HostSharedGuest { count: 0 | 1 } => Some(FrameState::HostOwned),
+        FrameState::HostSharedGuest { count } => {
+            Some(FrameState::HostSharedGuest { count: count - 1 })
+        }
+        FrameState::NoPage
+        | FrameState::HostOwned
+        | FrameState::HostSharedHyp { .. }
+        | FrameState::HypOwned
+        | FrameState::HypReadable
+        | FrameState::GuestOwned { .. }
+        | FrameState::GuestSharedHost { .. } => None,
+    }
+}
+
+fn reclaim_step(state: FrameState, vm: VmId) -> Option<FrameState> {
+    match state {
+        FrameState::GuestOwned { vm: owner } | FrameState::GuestSharedHost { vm: owner } => {
+            (owner == vm).then_some(FrameState::HostOwned)
+        }
+        FrameState::NoPage
+        | FrameState::HostOwned
+        | FrameState::HostSharedHyp { .. }
+        | FrameState::HostSharedGuest { .. }
+        | FrameState::HypOwned
+        | FrameState::HypReadable => None,
+    }
+}
+
+/// Checks that `ipa` can take new RAM: in range, occupied by nothing, table memory for the worst
+/// case.
+fn check_target<M: Machine>(
+    host: &Host<M>,
+    guest: &Vm<M>,
+    vm: VmId,
+    ipa: &IpaRange,
+    features: &Features,
+) -> Result<(), HcallError> {
+    check_limit(ipa, features)?;
+    let mapped = guest.stage2.first_mapped(*ipa);
+    match mapped.or_else(|| host.regions.first_bound(vm, ipa)) {
+        Some(ipa) => Err(HcallError::IpaOccupied { ipa }),
+        None => check_tables(host, guest, vm, guest.stage2.tables_to_map(*ipa)),
+    }
+}
+
+fn check_limit(ipa: &IpaRange, features: &Features) -> Result<(), HcallError> {
+    let limit = ipa_limit(features);
+    if ipa.end() > limit {
+        return Err(HcallError::IpaRange { ipa: ipa.start(), limit: limit.0 });
+    }
+    Ok(())
+}
+
+fn check_tables<M: Machine>(
+    host: &Host<M>,
+    guest: &Vm<M>,
+    vm: VmId,
+    needed: u64,
+) -> Result<(), HcallError> {
+    let left = host.regions.tables_left(vm, guest.stage2.tables_free());
+    if needed > left {
+        return Err(HcallError::NoTables { needed, left });
+    }
+    Ok(())
+}
+
+fn check_mapped<M: Machine>(
+    guest: &Vm<M>,
+    pages: &PfnRange,
+    ipa: &IpaRange,
+) -> Result<(), HcallError> {
+    for (pfn, ipa) in pages.iter().zip(ipa.iter()) {
+        let leaf = guest.stage2.lookup(ipa);
+        leaf.filter(|leaf| leaf.pfn == pfn).ok_or(HcallError::NotMapped { pfn, ipa })?;
+    }
+    Ok(())
+}
+
+/// Returns the frame behind a page that a running guest names.
+fn guest_page<M: Machine>(
+    guest: &Vm<M>,
+    ipa: IpaPfn,
+    features: &Features,
+) -> Result<PfnRange, HcallError> {
+    guest.check_state(VmState::Active)?;
+    let limit = ipa_limit(features);
+    if ipa >= limit {
+        return Err(HcallError::IpaRange { ipa, limit: limit.0 });
+    }
+    let leaf = guest.stage2.lookup(ipa);
+    leaf.and_then(|leaf| PfnRange::single(leaf.pfn))
+        .ok_or(HcallError::NotMapped { pfn: Pfn(pfnguard_shared::NO_PFN), ipa })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! The trace ring of one CPU: the hypervisor writes, the host reads.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use pfnguard_shared::trace::{TraceKind, TraceRecord};
+use pfnguard_shared::{NO_PFN, Status};
+
+use crate::addr::PfnRange;
+use crate::error::Refusal;
+
+/// VM number of a record that concerns no VM.
+pub const NO_VM: u16 = u16::MAX;
+
+/// One CPU's ring.
+pub struct TraceRing {
+    written: &'static AtomicU64,
+    records: &'static mut [TraceRecord],
+    pages: PfnRange,
+}
+
+/// What a record says, before it has a number and a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    /// Kind; decides what `a`, `b`, `c` are.
+    pub kind: TraceKind,
+    /// VM number or [`NO_VM`].
+    pub vm: u16,
+    /// Meaning by kind.
+    pub a: u64,
+    /// Meaning by kind.
+    pub b: u64,
+    /// Meaning by kind.
+    pub c: u64,
+}
+
+impl TraceRing {
+    /// Makes a ring over `records`, which lie in `pages` behind the header that holds `written`.
+    ///
+    /// # Panics
+    /// Where there is no record: a ring of none is a launch bug.
+    pub fn new(
+        written: &'static AtomicU64,
+        records: &'static mut [TraceRecord],
+        pages: PfnRange,
+    ) -> Self {
+        assert!(!records.is_empty(), "trace ring without records");
+        Self { written, records, pages }
+    }
+
+    /// Returns the pages that the host may read.
+    pub fn pages(&self) -> PfnRange {
+        self.pages
+    }
+
+    /// Returns a record by its number, if it was written and not overwritten since.
+    pub fn record_at(&self, sequence: u64) -> Option<&TraceRecord> {
+        let record = self.records.get(self.slot(sequence))?;
+        (sequence < self.written() && record.sequence == sequence).then_some(record)
+    }
+
+    /// Returns the newest record.
+    pub fn newest(&self) -> Option<&TraceRecord> {
+        self.record_at(self.written().checked_sub(1)?)
+    }
+
+    /// Returns the number of records written so far.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    fn slot(&self, sequence: u64) -> usize {
+        let capacity = u64::try_from(self.records.len()).unwrap_or(1);
+        usize::try_from(sequence % capacity).unwrap_or(0)
+    }
+
+    /// Writes one record of something that went well.
+    pub fn record(&mut self, now: u64, event: Event) {
+        self.write(
+            now,
+            event,
+            Outcome { status: Status::Success, rule: 0, subject: 0, pfn: NO_PFN },
+        );
+    }
+
+    /// Writes one record of a refusal (R34).
+    pub fn refuse(&mut self, now: u64, event: Event, refusal: &Refusal) {
+        let outcome = Outcome {
+            status: refusal.status,
+            rule: refusal.rule.map_or(0, pfnguard_shared::Rule::raw),
+            subject: refusal.subject.raw(),
+            pfn: refusal.pfn,
+        };
+        self.write(now, event, outcome);
+    }
+
+    fn write(&mut self, now: u64, event: Event, outcome: Outcome) {
+        let sequence = self.written();
+        let slot = self.slot(sequence);
+        self.records[slot] = TraceRecord {
+            sequence,
+            time: now,
+            kind: event.kind.raw(),
+            rule: outcome.rule,
+            status: outcome.status.raw(),
+            subject: outcome.subject,
+            vm: event.vm,
+            reserved: 0,
+            a: event.a,
+            b: event.b,
+            c: event.c,
+            pfn: outcome.pfn,
+        };
+        // Publishes the record: a reader that sees the new count sees the bytes.
+        self.written.store(sequence.wrapping_add(1), Ordering::Release);
+    }
+}
+
+struct Outcome {
+    status: Status,
+    rule: u16,
+    subject: u16,
+    pfn: u64,
+}

@@ -1,0 +1,566 @@
+//! The state of every RAM frame: the only truth about RAM. Page-table entries follow from it.
+//!
+//! Two bytes a frame, plus two a 2 MiB chunk: the chunk's count of frames that the host may not
+//! use freely lets a host fault choose a block without looking at every frame.
+
+use core::ops::Range;
+
+use arrayvec::ArrayVec;
+use pfnguard_shared::vm::PageState;
+
+use crate::addr::{Pfn, PfnRange};
+use crate::error::HcallError;
+use crate::vm::VmId;
+
+/// Most separate ranges of RAM.
+pub const MAX_BANKS: usize = 16;
+/// Pages in a chunk: one 2 MiB block.
+pub const CHUNK_PAGES: u64 = 512;
+const CHUNK_SHIFT: u32 = 9;
+
+/// State of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameState {
+    /// Not RAM, or RAM that was never the host's.
+    NoPage,
+    /// The host's alone.
+    HostOwned,
+    /// The host's, lent to the hypervisor.
+    HostSharedHyp {
+        /// CPUs that use it as their argument page.
+        pins: u8,
+    },
+    /// The host's, lent to guests.
+    HostSharedGuest {
+        /// How many guest pages lead to it; never 0.
+        count: u8,
+    },
+    /// The hypervisor's.
+    HypOwned,
+    /// The hypervisor's, readable by the host.
+    HypReadable,
+    /// A guest's alone.
+    GuestOwned {
+        /// The guest.
+        vm: VmId,
+    },
+    /// A guest's, lent to the host.
+    GuestSharedHost {
+        /// The guest.
+        vm: VmId,
+    },
+}
+
+/// What the host may do with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostAccess {
+    /// Read, write, execute.
+    Full,
+    /// Read.
+    ReadOnly,
+    /// Nothing.
+    None,
+}
+
+impl FrameState {
+    /// Returns the state as refusals and trace records show it.
+    pub fn page_state(self) -> PageState {
+        match self {
+            Self::NoPage => PageState::NoPage,
+            Self::HostOwned => PageState::HostOwned,
+            Self::HostSharedHyp { .. } => PageState::HostSharedHyp,
+            Self::HostSharedGuest { .. } => PageState::HostSharedGuest,
+            Self::HypOwned => PageState::HypOwned,
+            Self::HypReadable => PageState::HypReadable,
+            Self::GuestOwned { .. } => PageState::GuestOwned,
+            Self::GuestSharedHost { .. } => PageState::GuestSharedHost,
+        }
+    }
+
+    /// Returns what the host may do.
+    pub fn host_access(self) -> HostAccess {
+        match self {
+            Self::HostOwned
+            | Self::HostSharedHyp { .. }
+            | Self::HostSharedGuest { .. }
+            | Self::GuestSharedHost { .. } => HostAccess::Full,
+            Self::HypReadable => HostAccess::ReadOnly,
+            Self::NoPage | Self::HypOwned | Self::GuestOwned { .. } => HostAccess::None,
+        }
+    }
+
+    /// Returns how many CPUs use the frame as their argument page.
+    pub fn pins(self) -> u8 {
+        match self {
+            Self::HostSharedHyp { pins } => pins,
+            Self::NoPage
+            | Self::HostOwned
+            | Self::HostSharedGuest { .. }
+            | Self::HypOwned
+            | Self::HypReadable
+            | Self::GuestOwned { .. }
+            | Self::GuestSharedHost { .. } => 0,
+        }
+    }
+
+    fn owner(self) -> Option<VmId> {
+        match self {
+            Self::GuestOwned { vm } | Self::GuestSharedHost { vm } => Some(vm),
+            Self::NoPage
+            | Self::HostOwned
+            | Self::HostSharedHyp { .. }
+            | Self::HostSharedGuest { .. }
+            | Self::HypOwned
+            | Self::HypReadable => None,
+        }
+    }
+
+    fn is_hyp(self) -> bool {
+        match self {
+            Self::HypOwned | Self::HypReadable => true,
+            Self::NoPage
+            | Self::HostOwned
+            | Self::HostSharedHyp { .. }
+            | Self::HostSharedGuest { .. }
+            | Self::GuestOwned { .. }
+            | Self::GuestSharedHost { .. } => false,
+        }
+    }
+}
+
+/// The record of a frame: `PageState` in the high byte, count, pins or VM number in the low one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Frame(u16);
+
+impl Frame {
+    /// The record of a frame that is not managed.
+    pub const NO_PAGE: Self = Self(0);
+
+    /// Encodes a state.
+    pub fn new(state: FrameState) -> Self {
+        let payload = match state {
+            FrameState::NoPage
+            | FrameState::HostOwned
+            | FrameState::HypOwned
+            | FrameState::HypReadable => 0,
+            FrameState::HostSharedHyp { pins } => pins,
+            FrameState::HostSharedGuest { count } => count,
+            FrameState::GuestOwned { vm } | FrameState::GuestSharedHost { vm } => vm.byte(),
+        };
+        Self(u16::from_le_bytes([payload, state.page_state().raw()]))
+    }
+
+    /// Decodes the record.
+    ///
+    /// # Panics
+    /// Where [`Frame::new`] cannot have made it.
+    pub fn state(self) -> FrameState {
+        let [payload, kind] = self.0.to_le_bytes();
+        match PageState::from_raw(kind).expect("frame record of no state: hypervisor bug") {
+            PageState::NoPage => FrameState::NoPage,
+            PageState::HostOwned => FrameState::HostOwned,
+            PageState::HostSharedHyp => FrameState::HostSharedHyp { pins: payload },
+            PageState::HostSharedGuest => FrameState::HostSharedGuest { count: payload },
+            PageState::HypOwned => FrameState::HypOwned,
+            PageState::HypReadable => FrameState::HypReadable,
+            PageState::GuestOwned => FrameState::GuestOwned { vm: owner(payload) },
+            PageState::GuestSharedHost => FrameState::GuestSharedHost { vm: owner(payload) },
+        }
+    }
+}
+
+fn owner(payload: u8) -> VmId {
+    VmId::from_raw(u64::from(payload)).expect("frame record of no VM: hypervisor bug")
+}
+
+/// A contiguous range of RAM and where its records are.
+#[derive(Clone, Copy, Debug)]
+struct Bank {
+    range: PfnRange,
+    first_frame: usize,
+    first_chunk: usize,
+}
+
+impl Bank {
+    fn frames(&self, pages: &PfnRange) -> Range<usize> {
+        let start = self.first_frame + index(pages.start().0 - self.range.start().0);
+        start..start + index(pages.pages())
+    }
+
+    fn chunk_of(&self, pfn: Pfn) -> usize {
+        self.first_chunk + index((pfn.0 >> CHUNK_SHIFT) - (self.range.start().0 >> CHUNK_SHIFT))
+    }
+}
+
+/// A count of pages as an index; every count here is bounded by the records that exist.
+fn index(pages: u64) -> usize {
+    usize::try_from(pages).expect("page count past usize: hypervisor bug")
+}
+
+/// Records needed for some RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// Number of [`Frame`] records.
+    pub frames: usize,
+    /// Number of `u16` chunk summaries.
+    pub chunks: usize,
+}
+
+/// State of all RAM.
+#[derive(Debug)]
+pub struct Vmemmap {
+    banks: ArrayVec<Bank, MAX_BANKS>,
+    frames: &'static mut [Frame],
+    /// Frames of each chunk that the host may not use freely.
+    closed: &'static mut [u16],
+    hyp_pages: u64,
+}
+
+/// Proof that every frame of a range is in one state: what a commit consumes.
+#[derive(Debug)]
+#[must_use]
+pub struct Transition<'a> {
+    map: &'a mut Vmemmap,
+    bank: Bank,
+    pages: PfnRange,
+    old: FrameState,
+}
+
+/// Proof that a step is possible for every frame of a range, each from its own state.
+#[derive(Debug)]
+#[must_use]
+pub struct Steps<'a> {
+    map: &'a mut Vmemmap,
+    bank: Bank,
+    pages: PfnRange,
+    step: Step,
+}
+
+/// A change of state that depends on the frame's own state; `None` where it is not possible.
+pub type Step = fn(FrameState, VmId) -> Option<FrameState>;
+
+impl Vmemmap {
+    /// Returns the records needed for `banks`, which are sorted and disjoint.
+    pub fn storage_needed(banks: &[PfnRange]) -> Storage {
+        let mut needed = Storage { frames: 0, chunks: 0 };
+        for bank in banks {
+            needed.frames += index(bank.pages());
+            needed.chunks += index(chunks_of(bank));
+        }
+        needed
+    }
+
+    /// Makes the map of `banks`, all of them the host's. The records may hold anything.
+    ///
+    /// # Panics
+    /// Where there are more than [`MAX_BANKS`] banks, they are not sorted and disjoint, or the
+    /// storage is smaller than [`Self::storage_needed`]: launch bugs.
+    pub fn new(
+        banks: &[PfnRange],
+        frames: &'static mut [Frame],
+        closed: &'static mut [u16],
+    ) -> Self {
+        assert!(banks.is_sorted_by(|low, high| low.end() <= high.start()), "RAM banks overlap");
+        let needed = Self::storage_needed(banks);
+        assert!(
+            needed.frames <= frames.len() && needed.chunks <= closed.len(),
+            "vmemmap too small"
+        );
+        frames.fill(Frame::new(FrameState::HostOwned));
+        closed.fill(0);
+        Self { banks: place(banks), frames, closed, hyp_pages: 0 }
+    }
+
+    /// Marks frames as the hypervisor's at launch: its image, stacks, tables and records.
+    ///
+    /// # Errors
+    /// `PageState` where a frame is not RAM or was marked before; nothing is marked then.
+    pub fn mark_hyp(&mut self, pages: PfnRange) -> Result<(), HcallError> {
+        self.check(pages, FrameState::HostOwned)?.commit(FrameState::HypOwned);
+        Ok(())
+    }
+
+    /// Marks frames as the hypervisor's and readable by the host at launch: trace rings.
+    ///
+    /// # Errors
+    /// As [`Self::mark_hyp`].
+    pub fn mark_hyp_readable(&mut self, pages: PfnRange) -> Result<(), HcallError> {
+        self.check(pages, FrameState::HostOwned)?.commit(FrameState::HypReadable);
+        Ok(())
+    }
+
+    /// Returns the state of a frame; `NoPage` outside RAM.
+    pub fn state(&self, pfn: Pfn) -> FrameState {
+        self.bank_of(pfn).map_or(FrameState::NoPage, |bank| {
+            self.frames[bank.first_frame + index(pfn.0 - bank.range.start().0)].state()
+        })
+    }
+
+    /// Returns whether a frame is RAM.
+    pub fn is_ram(&self, pfn: Pfn) -> bool {
+        self.bank_of(pfn).is_some()
+    }
+
+    /// Returns every range of RAM in ascending order.
+    pub fn banks(&self) -> impl Iterator<Item = PfnRange> {
+        self.banks.iter().map(|bank| bank.range)
+    }
+
+    /// Returns whether `range` holds a page of RAM.
+    pub fn touches_ram(&self, range: &PfnRange) -> bool {
+        self.banks().any(|bank| bank.overlaps(range))
+    }
+
+    /// Returns the number of RAM frames.
+    pub fn frame_count(&self) -> u64 {
+        self.banks().map(|bank| bank.pages()).sum()
+    }
+
+    /// Returns the bytes that the records take.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.frames) + size_of_val(self.closed)
+    }
+
+    /// Returns the number of frames that are the hypervisor's.
+    pub fn hyp_pages(&self) -> u64 {
+        self.hyp_pages
+    }
+
+    /// Checks that every frame is in the state `needed`.
+    ///
+    /// # Errors
+    /// `Pinned` where the only difference is that the hypervisor uses a frame; `PageState` for the
+    /// first other frame.
+    pub fn check(
+        &mut self,
+        pages: PfnRange,
+        needed: FrameState,
+    ) -> Result<Transition<'_>, HcallError> {
+        let bank = self.bank_with(&pages, needed)?;
+        let wanted = Frame::new(needed);
+        let frames = &self.frames[bank.frames(&pages)];
+        let differs = pages.iter().zip(frames).find(|(_, frame)| **frame != wanted);
+        match differs {
+            Some((pfn, frame)) => Err(refusal(pfn, needed, frame.state())),
+            None => Ok(Transition { map: self, bank, pages, old: needed }),
+        }
+    }
+
+    /// Checks that `step` is possible from the state of every frame. `needed` is what a refusal
+    /// names.
+    ///
+    /// # Errors
+    /// As [`Self::check`], for the first frame where it is not.
+    pub fn check_steps(
+        &mut self,
+        pages: PfnRange,
+        needed: FrameState,
+        vm: VmId,
+        step: Step,
+    ) -> Result<Steps<'_>, HcallError> {
+        let bank = self.bank_with(&pages, needed)?;
+        for (pfn, frame) in pages.iter().zip(&self.frames[bank.frames(&pages)]) {
+            let found = frame.state();
+            step(found, vm).ok_or_else(|| refusal(pfn, needed, found))?;
+        }
+        Ok(Steps { map: self, bank, pages, step })
+    }
+
+    fn bank_of(&self, pfn: Pfn) -> Option<&Bank> {
+        self.banks.iter().find(|bank| bank.range.contains(pfn))
+    }
+
+    /// Finds the one bank that holds all of `pages`.
+    fn bank_with(&self, pages: &PfnRange, needed: FrameState) -> Result<Bank, HcallError> {
+        let bank = self.bank_of(pages.start()).copied();
+        let outside = bank.map_or(pages.start(), |bank| bank.range.end());
+        bank.filter(|bank| bank.range.contains_range(pages))
+            .ok_or_else(|| refusal(outside, needed, FrameState::NoPage))
+    }
+
+    /// Counts frames of `pages` as closed to the host, or as open again.
+    fn count_closed(&mut self, bank: &Bank, pages: &PfnRange, change: fn(u16, u16) -> Option<u16>) {
+        let mut next = pages.start();
+        while next < pages.end() {
+            let chunk_end = Pfn(((next.0 >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT);
+            let end = chunk_end.min(pages.end());
+            let by = u16::try_from(end.0 - next.0).expect("chunk of 512 pages: hypervisor bug");
+            let count = &mut self.closed[bank.chunk_of(next)];
+            *count = change(*count, by).expect("chunk count out of range: hypervisor bug");
+            next = end;
+        }
+    }
+
+    /// Accounts for frames of one state going to another.
+    fn account(&mut self, bank: &Bank, pages: &PfnRange, old: FrameState, new: FrameState) {
+        match (is_closed(old), is_closed(new)) {
+            (Closed::No, Closed::Yes) => self.count_closed(bank, pages, u16::checked_add),
+            (Closed::Yes, Closed::No) => self.count_closed(bank, pages, u16::checked_sub),
+            (Closed::No, Closed::No) | (Closed::Yes, Closed::Yes) => {}
+        }
+        let lost = if old.is_hyp() { pages.pages() } else { 0 };
+        let won = if new.is_hyp() { pages.pages() } else { 0 };
+        let kept = self.hyp_pages.checked_sub(lost).expect("hyp page underflow: hypervisor bug");
+        self.hyp_pages = kept + won;
+    }
+}
+
+/// What a fault of the host asks.
+impl Vmemmap {
+    /// Returns the 1 GiB or 2 MiB block around `pfn`, the larger first, if all of it is RAM that
+    /// the host may use freely.
+    pub fn open_block(&self, pfn: Pfn) -> Option<PfnRange> {
+        let bank = self.bank_of(pfn)?;
+        [CHUNK_PAGES * CHUNK_PAGES, CHUNK_PAGES]
+            .into_iter()
+            .filter_map(|pages| PfnRange::aligned_around(pfn, pages))
+            .find(|block| bank.range.contains_range(block) && self.all_open(bank, block))
+    }
+
+    fn all_open(&self, bank: &Bank, block: &PfnRange) -> bool {
+        let first = bank.chunk_of(block.start());
+        let chunks = index(block.pages() >> CHUNK_SHIFT);
+        self.closed[first..first + chunks].iter().all(|&closed| closed == 0)
+    }
+
+    /// Returns the longest run of pages around `pfn`, within its chunk, to which the host has the
+    /// same access, or `None` where `pfn` is not RAM.
+    pub fn uniform_run(&self, pfn: Pfn) -> Option<PfnRange> {
+        let bank = self.bank_of(pfn)?;
+        let chunk = PfnRange::aligned_around(pfn, CHUNK_PAGES)?.intersection(&bank.range)?;
+        let frames = &self.frames[bank.frames(&chunk)];
+        let at = index(pfn.0 - chunk.start().0);
+        let access = frames[at].state().host_access();
+        let same = |frame: &&Frame| frame.state().host_access() == access;
+        let before = u64::try_from(frames[..at].iter().rev().take_while(same).count()).ok()?;
+        let after = u64::try_from(frames[at..].iter().take_while(same).count()).ok()?;
+        PfnRange::new(Pfn(pfn.0 - before), before + after)
+    }
+}
+
+enum Closed {
+    Yes,
+    No,
+}
+
+fn is_closed(state: FrameState) -> Closed {
+    match state.host_access() {
+        HostAccess::Full => Closed::No,
+        HostAccess::ReadOnly | HostAccess::None => Closed::Yes,
+    }
+}
+
+impl Transition<'_> {
+    /// Puts every frame into the state `new`.
+    pub fn commit(self, new: FrameState) {
+        self.map.frames[self.bank.frames(&self.pages)].fill(Frame::new(new));
+        self.map.account(&self.bank, &self.pages, self.old, new);
+    }
+}
+
+impl Steps<'_> {
+    /// Returns the state of the first frame before the step.
+    pub fn first(&self) -> FrameState {
+        self.map.frames[self.bank.frames(&self.pages)]
+            .first()
+            .map_or(FrameState::NoPage, |frame| frame.state())
+    }
+
+    /// Returns whether the host may now use any of the frames.
+    pub fn any_open(&self) -> bool {
+        let frames = &self.map.frames[self.bank.frames(&self.pages)];
+        frames.iter().any(|frame| frame.state().host_access() != HostAccess::None)
+    }
+
+    /// Takes the step for every frame.
+    pub fn commit(self, vm: VmId) {
+        for (pfn, at) in self.pages.iter().zip(self.bank.frames(&self.pages)) {
+            let old = self.map.frames[at].state();
+            let new = (self.step)(old, vm).expect("unchecked step: hypervisor bug");
+            self.map.frames[at] = Frame::new(new);
+            if let Some(page) = PfnRange::single(pfn).filter(|_| changes_access(old, new)) {
+                self.map.account(&self.bank, &page, old, new);
+            }
+        }
+    }
+}
+
+fn changes_access(old: FrameState, new: FrameState) -> bool {
+    old.host_access() != new.host_access()
+}
+
+fn refusal(pfn: Pfn, needed: FrameState, found: FrameState) -> HcallError {
+    let other =
+        HcallError::PageState { pfn, needed: needed.page_state(), found: found.page_state() };
+    match (needed.owner(), found.owner()) {
+        (Some(vm), Some(owner)) if vm != owner => HcallError::NotOwner { pfn, vm, owner },
+        (Some(_) | None, Some(_) | None) if is_pinned(needed, found) => HcallError::Pinned { pfn },
+        (Some(_) | None, Some(_) | None) => other,
+    }
+}
+
+/// A frame that only a count keeps from the call: an argument page, or one that is lent as often
+/// as a record can say.
+fn is_pinned(needed: FrameState, found: FrameState) -> bool {
+    match found {
+        FrameState::HostSharedHyp { .. } => needed.page_state() == found.page_state(),
+        FrameState::HostSharedGuest { count } => count == u8::MAX,
+        FrameState::NoPage
+        | FrameState::HostOwned
+        | FrameState::HypOwned
+        | FrameState::HypReadable
+        | FrameState::GuestOwned { .. }
+        | FrameState::GuestSharedHost { .. } => false,
+    }
+}
+
+fn chunks_of(bank: &PfnRange) -> u64 {
+    let last = (bank.end().0 - 1) >> CHUNK_SHIFT;
+    last - (bank.start().0 >> CHUNK_SHIFT) + 1
+}
+
+/// Gives each bank its records; adjacent banks become one, so that a range may cross their seam.
+fn place(ranges: &[PfnRange]) -> ArrayVec<Bank, MAX_BANKS> {
+    let mut banks: ArrayVec<Bank, MAX_BANKS> = ArrayVec::new();
+    let (mut frame, mut chunk) = (0, 0);
+    for range in ranges {
+        match banks.last_mut().filter(|bank| bank.range.end() == range.start()) {
+            Some(bank) => bank.range = joined(&bank.range, range),
+            None => banks.push(Bank { range: *range, first_frame: frame, first_chunk: chunk }),
+        }
+        frame += index(range.pages());
+        chunk += index(chunks_of(range));
+    }
+    banks
+}
+
+fn joined(low: &PfnRange, high: &PfnRange) -> PfnRange {
+    PfnRange::new(low.start(), low.pages() + high.pages())
+        .expect("RAM past the address space: launch bug")
+}
+
+/// For tests of whoever changes frames.
+#[cfg(any(test, feature = "fake"))]
+impl Vmemmap {
+    /// Asserts that chunk counts and the hypervisor's count say what the frames say.
+    pub fn assert_summaries(&self) {
+        let mut hyp = 0;
+        for bank in &self.banks {
+            let mut closed: std::collections::BTreeMap<usize, u16> = Default::default();
+            for pfn in bank.range.iter() {
+                let state = self.state(pfn);
+                hyp += u64::from(state.is_hyp());
+                let count = closed.entry(bank.chunk_of(pfn)).or_default();
+                *count += u16::from(state.host_access() != HostAccess::Full);
+            }
+            for (chunk, count) in closed {
+                assert_eq!(self.closed[chunk], count, "chunk {chunk}");
+            }
+        }
+        assert_eq!(self.hyp_pages, hyp, "pages of the hypervisor");
+    }
+}
+
+#[cfg(test)]
+mod tests;
