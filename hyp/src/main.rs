@@ -1,3 +1,99 @@
-//! The pfnguard payload.
+//! The pfnguard payload: an arm64 Image that takes EL2, judges the manifest and starts the host.
+//!
+//! All unsafe code is in `pfnguard-arch`, all policy in `pfnguard-core`; this is the order in which
+//! they are called.
+
 #![no_std]
 #![no_main]
+
+mod device_tree;
+
+use core::panic::PanicInfo;
+
+use dtoolkit::fdt::Fdt;
+use log::{error, info};
+use pfnguard_arch::launch::{Boot, Mapped};
+use pfnguard_arch::machine::Arm64;
+use pfnguard_arch::{console, fault, firmware};
+use pfnguard_core::Hypervisor;
+use pfnguard_core::addr::PhysAddr;
+use pfnguard_core::manifest::Manifest;
+use pfnguard_core::psci::HostEntry;
+use pfnguard_core::region::RegionTable;
+use spin::Once;
+
+use crate::device_tree::Found;
+
+pfnguard_arch::entry!(payload_main);
+
+/// The hypervisor: made once at launch, used by all CPUs.
+static HYPERVISOR: Once<Hypervisor<Arm64>> = Once::new();
+
+/// Runs on the boot CPU, MMU off.
+fn payload_main(boot: Boot) -> ! {
+    let dtb = boot.dtb();
+    let found = find(&boot);
+    match found.map(|found| (found.kernel, boot.map(found.facts))) {
+        Ok((kernel, Ok(mapped))) => launch(mapped, HostEntry { entry: kernel.0, context: dtb.0 }),
+        Ok((_, Err(why))) => refuse(&why),
+        Err(()) => firmware::power_off(),
+    }
+}
+
+/// Reads the device tree; the console works from here on if there is one.
+fn find(boot: &Boot) -> Result<Found, ()> {
+    let bytes = boot.device_tree().map_err(|why| error!("launch refused: {why}"))?;
+    let tree = Fdt::new(bytes).map_err(|why| error!("launch refused: device tree: {why}"))?;
+    if let Some(uart) = device_tree::uart(tree) {
+        boot.add_uart(uart);
+    }
+    let dtb = (boot.dtb(), bytes.len());
+    info!("pfnguard {} at {}", env!("CARGO_PKG_VERSION"), pfnguard_arch::layout::image_base());
+    device_tree::find(tree, dtb).map_err(|why| error!("launch refused: device tree: {why}"))
+}
+
+/// Judges the manifest and starts the host.
+fn launch(mapped: Mapped, entry: HostEntry) -> ! {
+    let own = [mapped.hypervisor_memory()];
+    let manifest = match Manifest::parse(mapped.manifest(), mapped.ram(), &own) {
+        Ok(manifest) => manifest,
+        // Before the host has run (R50): nothing has been given away.
+        Err(why) => refuse(&format_args!("manifest: {why}")),
+    };
+    let capabilities = mapped.platform().features.capabilities;
+    let regions = RegionTable::new(&manifest, mapped.ram(), capabilities);
+    banner(&mapped, &regions);
+    mapped.start(&HYPERVISOR, regions, entry)
+}
+
+fn banner(mapped: &Mapped, regions: &RegionTable) {
+    let features = mapped.platform().features;
+    let own = mapped.hypervisor_memory();
+    let (first, past) = (own.start().base(), own.end().base());
+    let address = |end: Option<PhysAddr>| end.map_or(0, |addr| addr.0);
+    info!("EL2 memory {:#x}..{:#x}", address(first), address(past));
+    info!(
+        "{} PA bits, {} guest IPA bits, {} VMID bits, capabilities {:#x}",
+        features.pa_bits,
+        features.guest_ipa_bits,
+        features.vmid_bits,
+        regions.capabilities().raw()
+    );
+    info!("manifest accepted: {} regions", regions.count());
+}
+
+fn refuse(why: &dyn core::fmt::Display) -> ! {
+    error!("launch refused: {why}");
+    firmware::power_off()
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    console::begin_panic();
+    match info.location() {
+        Some(place) => error!("PANIC at {}:{}: {}", place.file(), place.line(), info.message()),
+        None => error!("PANIC: {}", info.message()),
+    }
+    fault::back_trace_here();
+    firmware::power_off()
+}

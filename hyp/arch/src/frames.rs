@@ -1,0 +1,305 @@
+//! Contents of frames, through this CPU's windows.
+
+use core::ptr::NonNull;
+
+use pfnguard_core::addr::{Pfn, PfnRange, PhysAddr};
+use pfnguard_core::machine::{Frames, RegisterWidth};
+use pfnguard_shared::PAGE_SIZE;
+
+use crate::barrier;
+use crate::cache::DataCache;
+use crate::fixmap::{Window, WindowType};
+
+/// Access to frames for one CPU.
+#[derive(Debug)]
+pub struct FrameAccess<W, C> {
+    window: W,
+    cache: C,
+}
+
+impl<W: Window, C: DataCache> FrameAccess<W, C> {
+    /// Returns access through `window` with the maintenance of `cache`.
+    pub const fn new(window: W, cache: C) -> Self {
+        Self { window, cache }
+    }
+}
+
+/// Bytes moved at once where alignment allows.
+const CHUNK: usize = size_of::<u64>();
+
+impl<W: Window, C: DataCache> Frames for FrameAccess<W, C> {
+    fn zero(&mut self, range: PfnRange) {
+        let cache = &self.cache;
+        self.window.with_range(range, WindowType::Cacheable, |start, len| {
+            // SAFETY: whole pages, mapped write-back; the hypervisor holds no references into
+            // frames that it reaches through a window.
+            unsafe { cache.zero(start.as_ptr(), len) };
+            // SAFETY: as above.
+            unsafe { cache.clean(start.as_ptr(), len) };
+        });
+    }
+
+    /// Stores as Device: the only type that every region takes. No cacheable mapping is left, and
+    /// what was cached is cleaned and invalidated before (R40), so the stores are what the next
+    /// owner sees.
+    fn zero_device(&mut self, range: PfnRange) {
+        self.window.with_range(range, WindowType::Device, |start, len| {
+            let first = start.cast::<u64>().as_ptr();
+            let mut word = first;
+            while word < first.wrapping_byte_add(len) {
+                // SAFETY: inside the `len` bytes, mapped writable for the time of the call, and
+                // aligned.
+                unsafe { word.write_volatile(0) };
+                word = word.wrapping_add(1);
+            }
+            barrier::dsb_sy();
+        });
+    }
+
+    /// Maintains through a Device mapping: the instructions reach the caches of all CPUs whatever
+    /// the type (Arm ARM, D7.5.9), and nothing can be fetched again speculatively behind them.
+    fn clean_invalidate(&mut self, range: PfnRange) {
+        let cache = &self.cache;
+        self.window.with_range(range, WindowType::Device, |start, len| {
+            // SAFETY: whole pages, mapped.
+            unsafe { cache.clean_invalidate(start.as_ptr(), len) };
+        });
+    }
+
+    fn read(&mut self, pfn: Pfn, offset: usize, buf: &mut [u8]) {
+        assert!(offset + buf.len() <= PAGE_SIZE, "read past a frame: hypervisor bug");
+        self.window.with_page(pfn, WindowType::Cacheable, |page| {
+            // SAFETY: `offset` is inside the page.
+            let start = unsafe { page.add(offset) };
+            // SAFETY: the bytes are inside the page, which is mapped.
+            unsafe { copy_from(start, buf) };
+        });
+    }
+
+    fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= PAGE_SIZE, "write past a frame: hypervisor bug");
+        self.window.with_page(pfn, WindowType::Cacheable, |page| {
+            // SAFETY: `offset` is inside the page.
+            let start = unsafe { page.add(offset) };
+            // SAFETY: the bytes are inside the page, which is mapped writable.
+            unsafe { copy_to(start, bytes) };
+        });
+    }
+
+    fn read_register(&mut self, addr: PhysAddr, width: RegisterWidth) -> u64 {
+        // All earlier writes, of whatever type, are complete before the device is asked.
+        barrier::dsb_sy();
+        self.window.with_page(addr.pfn(), WindowType::Device, |page| {
+            // SAFETY: the offset is inside the page.
+            let register = unsafe { page.add(addr.offset()) };
+            match width {
+                RegisterWidth::Word => {
+                    // SAFETY: mapped, and aligned as the manifest's check demands.
+                    u64::from(unsafe { register.cast::<u32>().read_volatile() })
+                }
+                RegisterWidth::Doubleword => {
+                    // SAFETY: as above.
+                    unsafe { register.cast::<u64>().read_volatile() }
+                }
+            }
+        })
+    }
+}
+
+/// Copies memory that others may write meanwhile into `buf`; every byte is read once.
+///
+/// # Safety
+///
+/// `start` must be valid for volatile reads of `buf.len()` bytes.
+unsafe fn copy_from(start: NonNull<u8>, buf: &mut [u8]) {
+    if start.addr().get() % CHUNK != buf.as_ptr().addr() % CHUNK {
+        // SAFETY: all of the caller's bytes.
+        return unsafe { read_each(start, buf) };
+    }
+    // SAFETY: every value of eight bytes is a `u64`.
+    let (head, words, tail) = unsafe { buf.align_to_mut::<u64>() };
+    let (middle, end) = (head.len(), head.len() + size_of_val(words));
+    // SAFETY: the caller's bytes, from the first on.
+    unsafe { read_each(start, head) };
+    // SAFETY: inside the caller's bytes.
+    let words_at = unsafe { start.add(middle) };
+    // SAFETY: the caller's bytes, as far as the words go, and aligned as `words` are.
+    unsafe { read_each(words_at.cast(), words) };
+    // SAFETY: inside the caller's bytes.
+    let tail_at = unsafe { start.add(end) };
+    // SAFETY: the last of the caller's bytes.
+    unsafe { read_each(tail_at, tail) };
+}
+
+/// Reads `values.len()` values, each once.
+///
+/// # Safety
+///
+/// `from` must be aligned and valid for volatile reads of as many values.
+unsafe fn read_each<T: Copy>(from: NonNull<T>, values: &mut [T]) {
+    let mut next = from.as_ptr().cast_const();
+    for value in values {
+        // SAFETY: one of the caller's values.
+        *value = unsafe { next.read_volatile() };
+        next = next.wrapping_add(1);
+    }
+}
+
+/// Copies `bytes` to memory that others may access meanwhile.
+///
+/// # Safety
+///
+/// `start` must be valid for volatile writes of `bytes.len()` bytes.
+unsafe fn copy_to(start: NonNull<u8>, bytes: &[u8]) {
+    if start.addr().get() % CHUNK != bytes.as_ptr().addr() % CHUNK {
+        // SAFETY: all of the caller's bytes.
+        return unsafe { write_each(start, bytes) };
+    }
+    // SAFETY: every value of eight bytes is a `u64`.
+    let (head, words, tail) = unsafe { bytes.align_to::<u64>() };
+    let (middle, end) = (head.len(), head.len() + size_of_val(words));
+    // SAFETY: the caller's bytes, from the first on.
+    unsafe { write_each(start, head) };
+    // SAFETY: inside the caller's bytes.
+    let words_at = unsafe { start.add(middle) };
+    // SAFETY: the caller's bytes, as far as the words go, and aligned as `words` are.
+    unsafe { write_each(words_at.cast(), words) };
+    // SAFETY: inside the caller's bytes.
+    let tail_at = unsafe { start.add(end) };
+    // SAFETY: the last of the caller's bytes.
+    unsafe { write_each(tail_at, tail) };
+}
+
+/// Writes every value.
+///
+/// # Safety
+///
+/// `to` must be aligned and valid for volatile writes of as many values.
+unsafe fn write_each<T: Copy>(to: NonNull<T>, values: &[T]) {
+    let mut next = to.as_ptr();
+    for value in values {
+        // SAFETY: one of the caller's values.
+        unsafe { next.write_volatile(*value) };
+        next = next.wrapping_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::cache::CacheGeometry;
+    use crate::testing::Memory;
+
+    const START: u64 = 0x100;
+
+    /// A window that is always open, and the types it was opened with.
+    struct Open {
+        memory: Memory,
+        types: Rc<RefCell<Vec<WindowType>>>,
+    }
+
+    impl Window for Open {
+        fn with_page<R>(
+            &mut self,
+            pfn: Pfn,
+            mem: WindowType,
+            access: impl FnOnce(NonNull<u8>) -> R,
+        ) -> R {
+            self.types.borrow_mut().push(mem);
+            access(self.memory.map().pointer(pfn.base().unwrap()))
+        }
+
+        fn with_range(
+            &mut self,
+            range: PfnRange,
+            mem: WindowType,
+            mut access: impl FnMut(NonNull<u8>, usize),
+        ) {
+            for pfn in range.iter() {
+                self.with_page(pfn, mem, |page| access(page, PAGE_SIZE));
+            }
+        }
+    }
+
+    type Opened = Rc<RefCell<Vec<WindowType>>>;
+
+    /// Three pages of ones.
+    fn frames() -> (FrameAccess<Open, CacheGeometry>, Memory, Opened) {
+        let memory = Memory::new(START, 3);
+        (0..3 * 512).for_each(|word| memory.set_word((START << 12) + word * 8, u64::MAX));
+        let types = Opened::default();
+        let window = Open { memory, types: Rc::clone(&types) };
+        (FrameAccess::new(window, CacheGeometry::read()), memory, types)
+    }
+
+    fn middle() -> PfnRange {
+        PfnRange::single(Pfn(START + 1)).unwrap()
+    }
+
+    #[test]
+    fn zeroing_reaches_every_byte_of_the_range_and_no_other() {
+        for device in [WindowType::Cacheable, WindowType::Device] {
+            let (mut frames, memory, types) = frames();
+            match device {
+                WindowType::Device => frames.zero_device(middle()),
+                WindowType::Cacheable | WindowType::Uncached => frames.zero(middle()),
+            }
+            for word in 0..3 * 512 {
+                let expected = if (512..1024).contains(&word) { 0 } else { u64::MAX };
+                assert_eq!(memory.word((START << 12) + word * 8), expected);
+            }
+            assert_eq!(*types.borrow(), [device]);
+        }
+    }
+
+    #[test]
+    fn copies_of_every_alignment_and_length_are_exact() {
+        let (mut frames, _, _) = frames();
+        let pattern: Vec<u8> = (0..=255).cycle().take(PAGE_SIZE).collect();
+        frames.write(Pfn(START), 0, &pattern);
+        for offset in (0..17).chain([PAGE_SIZE - 20]) {
+            for len in 0..20 {
+                let mut buf = vec![0; len];
+                frames.read(Pfn(START), offset, &mut buf);
+                assert_eq!(buf, pattern[offset..offset + len]);
+                frames.write(Pfn(START + 1), offset, &buf);
+                let mut back = vec![0; len + 1];
+                frames.read(Pfn(START + 1), offset, &mut back);
+                assert_eq!((&back[..len], back[len]), (&buf[..], 0xff));
+                frames.write(Pfn(START + 1), offset, &vec![0xff; len]);
+            }
+        }
+    }
+
+    #[test]
+    fn registers_are_read_as_device_in_their_width() {
+        let (mut frames, memory, types) = frames();
+        memory.set_word((START << 12) + 0x18, 0x1122_3344_5566_7788);
+        let address = PhysAddr((START << 12) + 0x18);
+        assert_eq!(frames.read_register(address, RegisterWidth::Word), 0x5566_7788);
+        let whole = frames.read_register(address, RegisterWidth::Doubleword);
+        assert_eq!(whole, 0x1122_3344_5566_7788);
+        assert_eq!(*types.borrow(), [WindowType::Device; 2]);
+    }
+
+    #[test]
+    fn maintenance_never_opens_a_cacheable_window() {
+        let (mut frames, _, types) = frames();
+        frames.clean_invalidate(middle());
+        assert_eq!(*types.borrow(), [WindowType::Device]);
+    }
+
+    #[test]
+    #[should_panic(expected = "hypervisor bug")]
+    fn a_read_past_the_frame_is_our_own_bug() {
+        let (mut frames, _, _) = frames();
+        frames.read(Pfn(START), PAGE_SIZE - 1, &mut [0; 2]);
+    }
+}

@@ -1,0 +1,114 @@
+//! Exceptions of the host: calls, aborts, traps.
+
+use pfnguard_core::addr::PhysAddr;
+use pfnguard_core::host::{AbortOutcome, HostAbort};
+use pfnguard_core::machine::Clock;
+use pfnguard_core::trace::{Event, NO_VM};
+use pfnguard_shared::PAGE_SHIFT;
+use pfnguard_shared::trace::TraceKind;
+
+use crate::inject::{Exception, into_host};
+use crate::machine::Platform;
+use crate::percpu::{Door, PerCpu};
+use crate::syndrome::{abort, class, exception_class, fault_ipa_pfn};
+use crate::sysreg::{read, write};
+use crate::vectors::Frame;
+
+/// Bytes of an A64 instruction.
+const INSTRUCTION: u64 = 4;
+
+/// `HVC #0` of the host, the path that counts. Called by the vectors.
+pub(crate) extern "C" fn call(frame: &mut Frame) {
+    let door = door();
+    door.hypervisor.host_call(&mut door.cpu, frame.call());
+}
+
+/// Every other synchronous exception of the host. Called by the vectors.
+pub(crate) extern "C" fn other(frame: &mut Frame) {
+    let esr = read!("esr_el2");
+    match exception_class(esr) {
+        // With an immediate: the convention knows none (SMCCC 1.2, 2.7).
+        class::HVC64 => refuse_immediate(frame),
+        class::SMC64 => smc(frame, esr),
+        class::INSTRUCTION_ABORT_LOWER | class::DATA_ABORT_LOWER => stage2_abort(esr),
+        // Whatever else traps is not offered to the host: it does not exist.
+        _ => undefined(esr),
+    }
+}
+
+fn door() -> &'static mut Door {
+    // SAFETY: exceptions are masked at EL2, so each handler of this CPU runs alone and borrows once.
+    let door = unsafe { &mut *PerCpu::current().door() };
+    door.as_mut().expect("opened before the host is entered: hypervisor bug")
+}
+
+fn refuse_immediate(frame: &mut Frame) {
+    let door = door();
+    door.hypervisor.refuse_immediate(&mut door.cpu, frame.call());
+}
+
+/// A trapped SMC has not been executed: `ELR_EL2` still points at it.
+fn smc(frame: &mut Frame, esr: u64) {
+    const IMMEDIATE: u64 = 0xffff;
+    write!("elr_el2", read!("elr_el2").wrapping_add(INSTRUCTION));
+    if esr & IMMEDIATE != 0 {
+        refuse_immediate(frame);
+    } else {
+        let door = door();
+        door.hypervisor.smc(&mut door.cpu, frame.call());
+    }
+}
+
+fn stage2_abort(esr: u64) {
+    let far = read!("far_el2");
+    let Some(ipa) = fault_address(esr, far) else {
+        // The host's own tables changed meanwhile: the instruction finds out what they say now.
+        return;
+    };
+    let door = door();
+    let abort = HostAbort { ipa, far, esr, elr: read!("elr_el2") };
+    match door.hypervisor.host_abort(&mut door.cpu, abort) {
+        AbortOutcome::Resume => {}
+        AbortOutcome::Inject => {
+            let exception = Exception::external_abort(esr, far, read!("spsr_el2"));
+            into_host(&Platform::get().rules, exception);
+        }
+    }
+}
+
+fn undefined(esr: u64) {
+    let door = door();
+    let now = door.cpu.local.now();
+    let event = Event { kind: TraceKind::Trap, vm: NO_VM, a: esr, b: read!("elr_el2"), c: 0 };
+    door.cpu.trace.record(now, event);
+    into_host(&Platform::get().rules, Exception::undefined());
+}
+
+/// Returns the page of the intermediate physical address of a stage-2 fault.
+///
+/// `HPFAR_EL2` is not valid after a permission fault, unless that was on a stage-1 table walk
+/// (Arm ARM, `HPFAR_EL2`); then stage 1 is asked, which can have changed: `None`.
+pub(crate) fn fault_address(esr: u64, far: u64) -> Option<PhysAddr> {
+    let permission = esr & abort::FSC_TYPE == abort::FSC_PERMISSION;
+    let pfn = if permission && esr & abort::S1PTW == 0 {
+        stage1_page(far)?
+    } else {
+        fault_ipa_pfn(read!("hpfar_el2"))
+    };
+    Some(PhysAddr(pfn << PAGE_SHIFT))
+}
+
+/// Asks stage 1 of the current EL1 for the page of `address`.
+fn stage1_page(address: u64) -> Option<u64> {
+    const FAULTED: u64 = 1;
+    /// `PAR_EL1.PA`, bits 51:12.
+    const PAGE: u64 = (1 << 40) - 1;
+    let saved = read!("par_el1");
+    // SAFETY: translates; changes `PAR_EL1` only, which is put back.
+    unsafe {
+        core::arch::asm!("at s1e1r, {0}", "isb", in(reg) address, options(nostack, preserves_flags));
+    };
+    let par = read!("par_el1");
+    write!("par_el1", saved);
+    (par & FAULTED == 0).then_some(par >> PAGE_SHIFT & PAGE)
+}

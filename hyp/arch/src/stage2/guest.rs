@@ -1,0 +1,205 @@
+//! A guest's stage 2 with its pool of table pages.
+
+use core::mem::ManuallyDrop;
+
+use pfnguard_core::addr::{IpaPfn, IpaRange, Pfn, PfnRange};
+use pfnguard_core::machine::{GuestLeaf, GuestStage2, Stage2Attrs, Vmid};
+use pfnguard_shared::manifest::BlockSizes;
+
+use super::{Plan, Stage2Config, Tables, Vtcr, scope};
+use crate::pool::TablePool;
+use crate::tlb::{Stage2Regs, Stage2Scope, Stage2Tlb};
+use crate::walk::{BIG_LEVEL, Entry, MID_LEVEL, Walk, pages_at};
+
+/// Bit offset of `VTTBR_EL2.VMID`.
+const VMID_SHIFT: u32 = 48;
+/// Level of the root table.
+const ROOT_LEVEL: u32 = BIG_LEVEL;
+
+/// A guest's stage 2.
+///
+/// Dropping it frees nothing: the pages are the hypervisor's until [`GuestStage2::destroy`] and
+/// [`GuestStage2::take_table`] give them back.
+pub struct GuestTables<T> {
+    tables: ManuallyDrop<Tables>,
+    life: Life,
+    tlb: T,
+    config: Stage2Config,
+    regs: Stage2Regs,
+    /// First page past the intermediate physical address space.
+    limit: u64,
+}
+
+/// Whether there still is a root table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Live,
+    Destroyed,
+}
+
+impl<T: Stage2Tlb> GuestTables<T> {
+    /// Returns an empty stage 2 for `vmid`. The first page of `range` becomes the root, the others
+    /// the pool.
+    ///
+    /// # Safety
+    ///
+    /// `range` must be the object's alone from now on, mapped through `config.map`, and zero; so
+    /// must be every range given to [`GuestStage2::add_tables`].
+    pub unsafe fn new(config: Stage2Config, vmid: Vmid, range: PfnRange, tlb: T) -> Self {
+        let pool = TablePool::new(config.map);
+        // SAFETY: the caller hands over the pages.
+        unsafe { pool.add(range) };
+        let tables = ManuallyDrop::new(Tables::new(pool, ROOT_LEVEL));
+        let vtcr = Vtcr::guest(config.pa_bits, config.vmid16);
+        let vttbr = tables.root().0 | u64::from(vmid.0) << VMID_SHIFT;
+        let regs = Stage2Regs { vttbr, vtcr: vtcr.value() };
+        let limit = vtcr.input_pages();
+        Self { tables, life: Life::Live, tlb, config, regs, limit }
+    }
+
+    /// Returns the registers that select this stage 2.
+    pub fn regs(&self) -> Stage2Regs {
+        self.regs
+    }
+
+    /// Returns the exact number of table pages that mapping `pfns` from `ipa` on with `blocks`
+    /// takes.
+    pub fn tables_for(&self, ipa: IpaPfn, pfns: PfnRange, blocks: BlockSizes) -> u64 {
+        let past = ipa.0 + pfns.pages();
+        let plan = Plan { first: ipa.0, past, pfn: pfns.start().0, blocks };
+        plan.tables(&self.walk())
+    }
+
+    /// Returns a walker of the tables, which must still exist.
+    fn walk(&self) -> Walk {
+        assert_eq!(self.life, Life::Live, "destroyed tables are in use: hypervisor bug");
+        self.tables.walk()
+    }
+
+    /// Returns the blocks that reach out of `first..past`: below, and above.
+    fn cut_blocks(&self, first: u64, past: u64) -> [Option<Entry>; 2] {
+        let walk = self.walk();
+        let start = walk.find(first);
+        let end = if start.end() >= past { start } else { walk.find(past - 1) };
+        let below = (start.is_leaf() && start.first < first).then_some(start);
+        let above = (end.is_leaf() && end.end() > past).then_some(end);
+        [below, above]
+    }
+
+    /// Maps what is left of `block` in `first..past` as before.
+    fn restore(&mut self, block: Option<Entry>, side: Side, cut: u64) {
+        let Some(block) = block else { return };
+        let (first, past) = match side {
+            Side::Below => (block.first, cut),
+            Side::Above => (cut, block.end()),
+        };
+        let pfn = block.output().pfn().0 + (first - block.first);
+        // Where a 1 GiB block was allowed, so are 2 MiB blocks (`Plan`).
+        let plan = Plan { first, past, pfn, blocks: BlockSizes::ALL };
+        plan.apply(&mut self.tables, block.stage2_attributes());
+    }
+}
+
+/// Which part of a split block stays.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Below,
+    Above,
+}
+
+impl<T: Stage2Tlb> GuestStage2 for GuestTables<T> {
+    fn add_tables(&mut self, range: PfnRange) {
+        // SAFETY: promised by the caller of `new`, as the contract of this method demands.
+        unsafe { self.tables.pool().add(range) };
+    }
+
+    fn take_table(&mut self) -> Option<Pfn> {
+        self.tables.pool().take()
+    }
+
+    fn tables_free(&self) -> u64 {
+        self.tables.pool().free()
+    }
+
+    /// Counts for single pages, because the frames are unknown; [`GuestTables::tables_for`] is
+    /// exact.
+    fn tables_to_map(&self, ipa: IpaRange) -> u64 {
+        let (first, past) = (ipa.start().0, ipa.end().0);
+        let plan = Plan { first, past, pfn: first, blocks: BlockSizes::PAGE };
+        plan.tables(&self.walk())
+    }
+
+    fn tables_to_unmap(&self, ipa: IpaRange) -> u64 {
+        let (first, past) = (ipa.start().0, ipa.end().0.min(self.limit));
+        let [below, above] = self.cut_blocks(first, past);
+        let same_block = below.is_some() && below == above;
+        let piece = |cut: u64| cut / pages_at(MID_LEVEL);
+        let page_tables = |block: Option<Entry>, cut: u64| {
+            let cut_inside = !cut.is_multiple_of(pages_at(MID_LEVEL));
+            u64::from(block.is_some_and(|block| block.level == BIG_LEVEL) && cut_inside)
+        };
+        let blocks = u64::from(below.is_some()) + u64::from(above.is_some() && !same_block);
+        let (low, high) = (page_tables(below, first), page_tables(above, past));
+        match same_block && piece(first) == piece(past) {
+            true => blocks + low.max(high),
+            false => blocks + low + high,
+        }
+    }
+
+    fn lookup(&self, ipa: IpaPfn) -> Option<GuestLeaf> {
+        let inside = ipa.0 < self.limit;
+        let entry = inside.then(|| self.walk().find(ipa.0)).filter(Entry::is_leaf)?;
+        let attrs = self.config.encoding.decode(entry.stage2_attributes())?;
+        Some(GuestLeaf { pfn: Pfn(entry.output().pfn().0 + (ipa.0 - entry.first)), attrs })
+    }
+
+    fn first_mapped(&self, ipa: IpaRange) -> Option<IpaPfn> {
+        let past = ipa.end().0.min(self.limit);
+        self.walk().first_leaf(ipa.start().0, past).map(IpaPfn)
+    }
+
+    fn map(&mut self, ipa: IpaPfn, pfns: PfnRange, attrs: Stage2Attrs, blocks: BlockSizes) {
+        let (first, past) = (ipa.0, ipa.0 + pfns.pages());
+        assert!(past <= self.limit, "{ipa:?} is past the address space: hypervisor bug");
+        let bits = self.config.encoding.encode(attrs).expect("attributes were checked");
+        let plan = Plan { first, past, pfn: pfns.start().0, blocks };
+        plan.apply(&mut self.tables, bits);
+        self.tlb.publish();
+    }
+
+    fn unmap(&mut self, ipa: IpaRange) {
+        let (first, past) = (ipa.start().0, ipa.end().0.min(self.limit));
+        let [below, above] = self.cut_blocks(first, past);
+        let Some(run) = self.tables.erase_leaves(first, past) else { return };
+        self.tlb.invalidate(self.regs, scope(run));
+        // SAFETY: the only tables freed since the last maintenance lay in the run.
+        unsafe { self.tables.recycle() };
+        if below.is_some() || above.is_some() {
+            self.restore(below, Side::Below, first);
+            self.restore(above, Side::Above, past);
+            self.tlb.publish();
+        }
+    }
+
+    fn destroy(&mut self) {
+        assert_eq!(self.life, Life::Live, "destroyed twice: hypervisor bug");
+        let root = self.tables.root();
+        for gibibyte in 0..self.limit.div_ceil(pages_at(ROOT_LEVEL)) {
+            let entry = self.walk().above(gibibyte * pages_at(ROOT_LEVEL), ROOT_LEVEL);
+            if entry.is_valid() {
+                self.tables.erase((entry.first, entry.end()));
+            }
+        }
+        self.tlb.invalidate(self.regs, Stage2Scope::Vmid);
+        self.life = Life::Destroyed;
+        // SAFETY: the root is the pool's first page; its VMID's TLB entries are gone, and from now
+        // on nothing reads it (`walk`).
+        unsafe { self.tables.pool().retire(root) };
+        // SAFETY: every table of the VMID has just been invalidated.
+        unsafe { self.tables.recycle() };
+    }
+
+    fn vttbr(&self) -> u64 {
+        self.regs.vttbr
+    }
+}
