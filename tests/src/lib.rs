@@ -1,1 +1,1 @@
-//! Tests across crates.
+//! Tests that need more than one crate, or a machine; all of them are under `tests/`.

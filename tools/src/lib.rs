@@ -1,1 +1,19 @@
-//! pfnguard tools library.
+//! pfnguard's command-line program as a library: what `cargo run` does, and what the tests that
+//! need a machine do it with.
+
+pub mod abi;
+pub mod artifacts;
+pub mod cli;
+pub mod demo;
+pub mod header;
+pub mod image;
+pub mod machine;
+pub mod manifest;
+pub mod par;
+pub mod process;
+pub mod progress;
+pub mod qemu;
+pub mod setup;
+pub mod suite;
+pub mod uart;
+pub mod workspace;

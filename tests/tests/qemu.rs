@@ -1,0 +1,116 @@
+//! The payload on the machines of the test matrix: the bare-metal host's own tests, each CPU once
+//! with two CPUs in parallel and once with instructions as the clock; and every decision of the
+//! main job judged on each CPU.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use pfnguard_tools::demo::Demo;
+use pfnguard_tools::machine::{Clock, Cpu, MATRIX, Machine};
+use pfnguard_tools::progress::Progress;
+use pfnguard_tools::qemu::Echo;
+use pfnguard_tools::suite::Suite;
+
+/// When a machine that hangs is stopped.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Host threads that machines may occupy. Races between a machine's CPUs are only seen if these
+/// run at the same time, so no more machines run at once than there are host CPUs for.
+struct Slots {
+    free: Mutex<Option<usize>>,
+    changed: Condvar,
+}
+
+static SLOTS: Slots = Slots { free: Mutex::new(None), changed: Condvar::new() };
+
+impl Slots {
+    /// Runs `job` while holding a host CPU for each CPU of the machine that runs at its own pace.
+    fn hold<T>(&self, machine: Machine, job: impl FnOnce() -> T) -> T {
+        let total = thread::available_parallelism().map_or(1, usize::from);
+        let wanted = match machine.clock {
+            Clock::Free => usize::from(machine.cpus),
+            Clock::Icount => 1,
+        };
+        let count = wanted.min(total);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        while free.unwrap_or(total) < count {
+            free = self.changed.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+        *free = Some(free.unwrap_or(total) - count);
+        drop(free);
+        let held = Held { slots: self, count };
+        let result = job();
+        drop(held);
+        result
+    }
+}
+
+/// Host CPUs in use; given back when dropped, also by a test that panics.
+struct Held<'a> {
+    slots: &'a Slots,
+    count: usize,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut free = self.slots.free.lock().unwrap_or_else(PoisonError::into_inner);
+        *free = free.map(|free| free + self.count);
+        self.slots.changed.notify_all();
+    }
+}
+
+fn passes_its_tests(machine: Machine) {
+    let (echo, progress) = (Echo::Silent, Progress::Plain);
+    let suite = Suite { machine, prefix: String::new(), timeout: TIMEOUT, echo, progress };
+    match SLOTS.hold(machine, || suite.run()) {
+        Ok(tally) => println!("{machine}: {tally}"),
+        Err(report) => panic!("{machine}: {report}"),
+    }
+}
+
+fn decides_as_specified(machine: Machine) {
+    let (echo, progress) = (Echo::Silent, Progress::Plain);
+    let demo = Demo { machine, timeout: TIMEOUT, echo, keep_log: None, progress };
+    let judged = SLOTS.hold(machine, || demo.run().and_then(|outcome| outcome.check()));
+    if let Err(report) = judged {
+        panic!("{machine}: {report}");
+    }
+}
+
+/// Defines the tests of each CPU, in a module of its own.
+macro_rules! matrix {
+    ($($name:ident = $cpu:ident,)*) => {
+        $(mod $name {
+            use super::*;
+
+            #[test]
+            fn smp2_passes_its_tests() {
+                passes_its_tests(Machine::parallel(Cpu::$cpu));
+            }
+
+            #[test]
+            fn icount_passes_its_tests() {
+                passes_its_tests(Machine::counted(Cpu::$cpu));
+            }
+
+            #[test]
+            fn smp2_decides_as_specified() {
+                decides_as_specified(Machine::parallel(Cpu::$cpu));
+            }
+        })*
+
+        #[test]
+        fn the_whole_matrix_is_tested() {
+            assert_eq!(MATRIX, &[$(Cpu::$cpu),*]);
+        }
+    };
+}
+
+matrix! {
+    cortex_a72 = CortexA72,
+    cortex_a76 = CortexA76,
+    neoverse_n2 = NeoverseN2,
+    cortex_a710 = CortexA710,
+    neoverse_v1 = NeoverseV1,
+}

@@ -1,0 +1,238 @@
+//! What a machine boots: the payload and the bare-metal host, built for aarch64 and made flat.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use miette::Diagnostic;
+use thiserror::Error;
+
+use crate::image::{Image, ImageError};
+use crate::progress::Progress;
+use crate::{process, workspace};
+
+/// The target of everything that runs in the machine. Its linker, rust-lld, comes with Rust.
+pub const TARGET: &str = "aarch64-unknown-none-softfloat";
+
+/// Why there is nothing to boot.
+#[derive(Debug, Error, Diagnostic)]
+pub enum ArtifactError {
+    /// cargo failed.
+    #[error("building the {what} failed:\n{output}")]
+    #[diagnostic(help("the command was:  {command}"))]
+    Build {
+        /// What was being built.
+        what: &'static str,
+        /// The command.
+        command: String,
+        /// What cargo said.
+        output: String,
+    },
+    /// The linked file is no image.
+    #[error("{path} cannot be made into an image: {cause}")]
+    Image {
+        /// The ELF file.
+        path: PathBuf,
+        /// Why.
+        cause: ImageError,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} {path}: {cause}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+}
+
+/// Flat images, ready to boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Artifacts {
+    /// The payload, an arm64 Image.
+    pub payload: PathBuf,
+    /// The bare-metal EL1 host.
+    pub host: PathBuf,
+}
+
+/// What a cargo call builds.
+struct Recipe {
+    what: &'static str,
+    package: &'static str,
+    binary: &'static str,
+    /// Name of the profile, and of its directory.
+    profile: &'static str,
+    /// Directory under the build directory; one per set of flags, so that no build evicts another.
+    target_dir: &'static str,
+    /// Flags of `rustc` for everything in it.
+    rustflags: &'static [&'static str],
+    /// Further arguments of cargo.
+    arguments: &'static [&'static str],
+}
+
+/// The payload. Branch protection and a core library that has it too are not yet settable in
+/// stable Rust: `-Z` flags on the pinned compiler, with `RUSTC_BOOTSTRAP=1`, are how the Linux
+/// kernel builds its Rust code as well. The pin in `rust-toolchain.toml` keeps them meaning the
+/// same. Nothing outside this recipe uses an unstable feature.
+const PAYLOAD: Recipe = Recipe {
+    what: "payload",
+    package: "pfnguard-hyp",
+    binary: "pfnguard",
+    profile: "payload",
+    target_dir: "payload",
+    rustflags: &[
+        "-Zbranch-protection=bti,pac-ret",
+        "-Cforce-frame-pointers=yes",
+        // The image relocates itself: it runs wherever it was put.
+        "-Crelocation-model=pic",
+    ],
+    arguments: &[
+        "-Zbuild-std=core,compiler_builtins",
+        "-Zbuild-std-features=compiler-builtins-mem",
+    ],
+};
+
+/// The bare-metal host: stable Rust.
+const HOST: Recipe = Recipe {
+    what: "bare-metal host",
+    package: "pfnguard-el2-tests",
+    binary: "el1-host",
+    profile: "release",
+    target_dir: "bare-metal",
+    rustflags: &[],
+    arguments: &[],
+};
+
+impl Recipe {
+    fn command(&self) -> Command {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.current_dir(workspace::root());
+        // A caller's flags are for the caller's machine; they would replace the target's own.
+        for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS"] {
+            command.env_remove(variable);
+        }
+        if self.arguments.iter().any(|argument| argument.starts_with("-Z")) {
+            command.env("RUSTC_BOOTSTRAP", "1");
+        }
+        command.args(["build", "--package", self.package, "--bin", self.binary]);
+        command.args(["--target", TARGET, "--profile", self.profile]).args(self.arguments);
+        if !self.rustflags.is_empty() {
+            // Quoting as Rust's debug format does it is valid TOML for these flags.
+            command.arg("--config");
+            command.arg(format!("target.{TARGET}.rustflags={:?}", self.rustflags));
+        }
+        command.arg("--target-dir").arg(self.directory());
+        command
+    }
+
+    fn directory(&self) -> PathBuf {
+        workspace::target_dir().join(self.target_dir)
+    }
+
+    /// Returns where cargo puts the linked file.
+    fn elf(&self) -> PathBuf {
+        self.directory().join(TARGET).join(self.profile).join(self.binary)
+    }
+
+    fn build(&self, progress: Progress) -> Result<Image, ArtifactError> {
+        let mut step = progress.step(&format!("build the {}", self.what));
+        let mut command = self.command();
+        let (built, output) = process::watch(&mut command, |line| step.note(line));
+        if !built {
+            let command = process::show(&command);
+            return Err(ArtifactError::Build {
+                what: self.what,
+                command,
+                output: output.join("\n"),
+            });
+        }
+        let image = flatten(&self.elf())?;
+        step.done(&format!("{} KiB", image.bytes.len().div_ceil(1024)));
+        Ok(image)
+    }
+}
+
+/// Builds the payload and the bare-metal host and makes them flat.
+///
+/// Builds once per process, and one at a time among processes.
+///
+/// # Errors
+/// [`ArtifactError`]; what was built before stays.
+pub fn build(progress: Progress) -> Result<Artifacts, ArtifactError> {
+    static BUILT: Mutex<Option<Artifacts>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(artifacts) = &*built {
+        return Ok(artifacts.clone());
+    }
+    let directory = workspace::output_dir();
+    fs::create_dir_all(&directory).map_err(file("create", &directory))?;
+    let lock_path = directory.join(".lock");
+    let lock = File::create(&lock_path).map_err(file("create", &lock_path))?;
+    lock.lock().map_err(file("lock", &lock_path))?;
+    let payload = PAYLOAD.build(progress)?;
+    payload.check_header().map_err(|cause| ArtifactError::Image { path: PAYLOAD.elf(), cause })?;
+    let host = HOST.build(progress)?;
+    let artifacts =
+        Artifacts { payload: directory.join("payload.img"), host: directory.join("host.bin") };
+    put(&artifacts.payload, &payload.bytes)?;
+    put(&artifacts.host, &host.bytes)?;
+    *built = Some(artifacts.clone());
+    Ok(artifacts)
+}
+
+/// Reads an ELF file and makes it flat.
+///
+/// # Errors
+/// [`ArtifactError::File`] and [`ArtifactError::Image`].
+pub fn flatten(path: &Path) -> Result<Image, ArtifactError> {
+    let elf = fs::read(path).map_err(file("read", path))?;
+    Image::flatten(&elf).map_err(|cause| ArtifactError::Image { path: path.to_owned(), cause })
+}
+
+/// Writes a file so that a machine that boots the old one meanwhile keeps it whole. What has not
+/// changed is not written.
+///
+/// # Errors
+/// [`ArtifactError::File`].
+pub fn put(path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
+    if fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", workspace::unique()));
+    let fresh = path.with_file_name(name);
+    fs::write(&fresh, bytes).map_err(file("write", &fresh))?;
+    fs::rename(&fresh, path).map_err(file("replace", path))
+}
+
+/// Returns what makes an I/O error of doing `action` to `path` into ours.
+pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ArtifactError {
+    let path = path.to_owned();
+    move |cause| ArtifactError::File { action, path, cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_payload_gets_unstable_flags() {
+        let payload = process::show(&PAYLOAD.command());
+        assert!(payload.contains("-Zbuild-std=core,compiler_builtins"));
+        assert!(payload.contains("rustflags=[\"-Zbranch-protection=bti,pac-ret\", "));
+        assert!(payload.starts_with("RUSTC_BOOTSTRAP=1 "));
+        let host = process::show(&HOST.command());
+        assert!(!host.contains("-Z"));
+        assert!(HOST.command().get_envs().all(|(name, _)| name != "RUSTC_BOOTSTRAP"));
+    }
+
+    #[test]
+    fn each_set_of_flags_has_a_directory_of_its_own() {
+        assert_ne!(PAYLOAD.directory(), HOST.directory());
+    }
+}

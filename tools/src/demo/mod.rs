@@ -1,0 +1,87 @@
+//! The main job: every combination of mode, type and permission asked for on every BAR, each
+//! decision judged against the specification, each grant against the CPU.
+
+mod judge;
+mod table;
+mod words;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use miette::{Context, IntoDiagnostic, miette};
+
+use crate::machine::Machine;
+use crate::progress::Progress;
+use crate::qemu::{Echo, Job, Run};
+use crate::{artifacts, setup};
+
+pub use judge::{Judged, judge};
+
+/// How the main job is run.
+#[derive(Clone, Debug)]
+pub struct Demo {
+    /// The machine.
+    pub machine: Machine,
+    /// When to give up.
+    pub timeout: Duration,
+    /// Whether to show the UART.
+    pub echo: Echo,
+    /// Where to keep the UART's log.
+    pub keep_log: Option<PathBuf>,
+    /// How to show progress.
+    pub progress: Progress,
+}
+
+/// A judged run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The run.
+    pub run: Run,
+    /// Its decisions, each with what the specification says of it.
+    pub decisions: Vec<Judged>,
+    /// Everything that is not as it must be.
+    pub differences: Vec<String>,
+}
+
+impl Demo {
+    /// Sets up, builds, boots and judges.
+    ///
+    /// # Errors
+    /// Set-up, a build, the manifest or QEMU failed, so that there is nothing to judge.
+    pub fn run(&self) -> miette::Result<Outcome> {
+        setup::ensure(self.progress)?;
+        let artifacts = artifacts::build(self.progress)?;
+        let (machine, timeout) = (self.machine, self.timeout);
+        let (echo, progress) = (self.echo, self.progress);
+        let run = Job { machine, bootargs: "demo", timeout, echo, progress }.run(&artifacts)?;
+        if let Some(path) = &self.keep_log {
+            let log = run.log.join("\n") + "\n";
+            let problem = || format!("cannot keep the log in {}", path.display());
+            std::fs::write(path, log).into_diagnostic().wrap_err_with(problem)?;
+        }
+        let (decisions, mut differences) = judge(machine.cpu, &run.transcript, &run.manifest);
+        let mut problems = run.problems();
+        problems.append(&mut differences);
+        Ok(Outcome { run, decisions, differences: problems })
+    }
+}
+
+impl Outcome {
+    /// Returns the table of all decisions, and a summary.
+    pub fn table(&self) -> String {
+        table::render(&self.run.transcript, &self.decisions)
+    }
+
+    /// Turns differences into an error that names them, with the end of the machine's log.
+    ///
+    /// # Errors
+    /// Anything differs.
+    pub fn check(&self) -> miette::Result<()> {
+        if self.differences.is_empty() {
+            return Ok(());
+        }
+        let list = self.differences.join("\n  ");
+        let count = self.differences.len();
+        Err(miette!("{count} things are not as specified:\n  {list}\n{}", self.run.tail()))
+    }
+}
