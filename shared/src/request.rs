@@ -117,7 +117,13 @@ impl Request {
     pub const fn word(&self) -> RequestWord {
         let vm = self.vm.to_le_bytes();
         RequestWord(u64::from_le_bytes([
-            vm[0], vm[1], self.mode, self.mem_type, self.perms, self.flags, self.alias,
+            vm[0],
+            vm[1],
+            self.mode,
+            self.mem_type,
+            self.perms,
+            self.flags,
+            self.alias,
             self.reserved,
         ]))
     }

@@ -65,6 +65,8 @@ pub enum Ending {
 pub struct Run {
     /// Every line of the UART, with what QEMU itself said.
     pub log: Vec<String>,
+    /// Where the log is kept until the next such run.
+    pub kept: PathBuf,
     /// What the log says.
     pub transcript: Transcript,
     /// How it ended.
@@ -143,7 +145,8 @@ impl Run {
     /// Returns the end of the log.
     pub fn tail(&self) -> String {
         let tail = process::tail(&self.log, TAIL);
-        format!("--- the machine's last {TAIL} lines ({}) ---\n{tail}", self.command)
+        let (kept, command) = (self.kept.display(), &self.command);
+        format!("machine: {command}\nlog: {kept}, of which the last {TAIL} lines:\n{tail}")
     }
 }
 
@@ -168,7 +171,10 @@ impl Job<'_> {
         let mut step = self.progress.step(&title);
         let (log, ending) = self.listen(&mut command, |line| step.note(line))?;
         let transcript = Transcript::read(&log);
-        let run = Run { log, transcript, ending, command: process::show(&command), manifest };
+        let kept = self.directory().join(format!("{}.log", self.bootargs));
+        artifacts::put(&kept, (log.join("\n") + "\n").as_bytes()).map_err(RunError::from)?;
+        let command = process::show(&command);
+        let run = Run { log, kept, transcript, ending, command, manifest };
         if run.problems().is_empty() {
             step.done("");
         }
@@ -302,7 +308,8 @@ mod tests {
         let (log, ending) = listen("echo '@test begin name=a'", Duration::from_secs(60));
         let transcript = Transcript::read(&log);
         let command = String::new();
-        let run = Run { log, transcript, ending, command, manifest: Vec::new() };
+        let (kept, manifest) = (PathBuf::new(), Vec::new());
+        let run = Run { log, kept, transcript, ending, command, manifest };
         assert_eq!(run.problems(), ["the host never printed `@end`: it broke off"]);
     }
 }

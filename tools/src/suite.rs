@@ -91,6 +91,8 @@ fn verdict(run: &Run) -> miette::Result<Tally> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::qemu::Ending;
     use crate::uart::Transcript;
@@ -99,7 +101,9 @@ mod tests {
         let log: Vec<String> = log.iter().map(|&line| line.to_owned()).collect();
         let transcript = Transcript::read(&log);
         let ending = Ending::Exit(std::process::ExitStatus::default());
-        let run = Run { log, transcript, ending, command: String::new(), manifest: Vec::new() };
+        let command = String::new();
+        let (kept, manifest) = (PathBuf::new(), Vec::new());
+        let run = Run { log, kept, transcript, ending, command, manifest };
         verdict(&run).map_err(|report| report.to_string())
     }
 
@@ -119,14 +123,14 @@ mod tests {
     #[test]
     fn a_failing_test_is_named_with_its_reason() {
         let log = ["@test fail name=b why=host-could-read", "@end passed=0 failed=1"];
-        assert!(judged(&log).unwrap_err().contains("b failed: host could read"));
+        assert!(judged(&log).unwrap_err().contains("b failed: host-could-read"));
     }
 
     #[test]
     fn a_skipped_test_is_listed_and_does_not_count() {
         let skip = "@test skip name=b why=needs-two-CPUs";
         let tally = judged(&["@test ok name=a", skip, "@end passed=1 failed=0"]).unwrap();
-        assert_eq!(tally.to_string(), "1 tests passed, 1 skipped\n  skipped b: needs two CPUs");
+        assert_eq!(tally.to_string(), "1 tests passed, 1 skipped\n  skipped b: needs-two-CPUs");
         assert!(judged(&[skip, "@end passed=0 failed=0"]).is_err());
     }
 

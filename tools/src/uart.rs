@@ -349,8 +349,8 @@ impl<'a> Fields<'a> {
         let outcome = match verb {
             "begin" => Outcome::Running,
             "ok" => Outcome::Passed,
-            "fail" => Outcome::Failed(self.text("why")?.replace('-', " ")),
-            "skip" => Outcome::Skipped(self.text("why")?.replace('-', " ")),
+            "fail" => Outcome::Failed(self.text("why")?.to_owned()),
+            "skip" => Outcome::Skipped(self.text("why")?.to_owned()),
             unknown => return Err(LineError::UnknownWord(format!("test {unknown}"))),
         };
         Ok(Test { name: self.text("name")?.to_owned(), outcome })
@@ -481,7 +481,7 @@ mod tests {
             line,
             Ok(Line::Test(Test {
                 name: "x".into(),
-                outcome: Outcome::Failed("host could read".into())
+                outcome: Outcome::Failed("host-could-read".into())
             }))
         );
     }

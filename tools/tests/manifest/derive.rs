@@ -1,6 +1,7 @@
-//! Manifests from device trees: written here, and dumped by QEMU where there is one.
+//! Manifests from device trees: written here, and dumped by QEMU.
 
 use std::process::Command;
+use std::sync::OnceLock;
 
 use dtoolkit::ToPropertyValue;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
@@ -8,6 +9,8 @@ use pfnguard_shared::manifest::{Entry, MAX_ENTRIES, RegionFlags};
 use pfnguard_tools::manifest::{
     Constraint, Refusal, compile, derive, derive_from_dtb, parse_binary, to_text,
 };
+use pfnguard_tools::progress::Progress;
+use pfnguard_tools::setup::{self, Version};
 
 /// Constraints that only a derivation can break, each with a test in this file.
 pub const TESTED_APART: [Constraint; 3] =
@@ -356,7 +359,9 @@ fn derived_text_compiles_to_the_derived_binary() {
     assert_eq!(derived.binary().expect("derived"), again);
 }
 
-fn qemu_tree(machine: &str) -> Option<Vec<u8>> {
+fn qemu_tree(machine: &str) -> Vec<u8> {
+    static READY: OnceLock<Version> = OnceLock::new();
+    READY.get_or_init(|| setup::ensure(Progress::Plain).expect("QEMU is there or installed"));
     let name = machine.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
     let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.dtb"));
     let status = Command::new("qemu-system-aarch64")
@@ -364,14 +369,14 @@ fn qemu_tree(machine: &str) -> Option<Vec<u8>> {
         .arg(format!("{machine},dumpdtb={}", file.display()))
         .args(["-m", "1G", "-cpu", "cortex-a72", "-display", "none", "-nic", "none"])
         .status()
-        .ok()?;
+        .expect("QEMU starts");
     assert!(status.success(), "qemu-system-aarch64 -M {machine}: {status}");
-    Some(std::fs::read(&file).expect("QEMU wrote it"))
+    std::fs::read(&file).expect("QEMU wrote it")
 }
 
 #[test]
 fn qemus_own_tree_and_the_demos_grants_give_the_worked_manifest() {
-    let Some(tree) = qemu_tree("virt,virtualization=on,gic-version=3") else { return };
+    let tree = qemu_tree("virt,virtualization=on,gic-version=3");
     let grants = super::worked("qemu-virt-demo.grants.toml");
     let binary = derive_from_dtb(&tree, "qemu-virt-demo.grants.toml", &grants)
         .unwrap_or_else(|report| panic!("{report:?}"));
@@ -387,7 +392,7 @@ fn qemus_own_tree_and_the_demos_grants_give_the_worked_manifest() {
 
 #[test]
 fn qemus_gicv2_machine_blocks_the_virtual_cpu_interface() {
-    let Some(tree) = qemu_tree("virt,virtualization=on,gic-version=2") else { return };
+    let tree = qemu_tree("virt,virtualization=on,gic-version=2");
     let binary = derive_from_dtb(&tree, "none", "").unwrap_or_else(|report| panic!("{report:?}"));
     let (_, found) = parse_binary(&binary).expect("just derived");
     assert_eq!(text_of(&find(&found, "gicv@8040000").quirk), "GICv2 virtual-CPU interface");
@@ -395,7 +400,7 @@ fn qemus_gicv2_machine_blocks_the_virtual_cpu_interface() {
 
 #[test]
 fn qemus_smmu_is_blocked() {
-    let Some(tree) = qemu_tree("virt,virtualization=on,gic-version=3,iommu=smmuv3") else { return };
+    let tree = qemu_tree("virt,virtualization=on,gic-version=3,iommu=smmuv3");
     let binary = derive_from_dtb(&tree, "none", "").unwrap_or_else(|report| panic!("{report:?}"));
     let (_, found) = parse_binary(&binary).expect("just derived");
     assert_eq!(text_of(&find(&found, "smmuv3@9050000").quirk), "IOMMU");
