@@ -10,7 +10,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use arm_pl011_uart::{PL011Registers, Uart, UniqueMmioPointer};
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use pfnguard_core::addr::{PfnRange, PhysAddr};
 use spin::mutex::TicketMutex;
 
@@ -24,12 +24,32 @@ const PREFIX: &str = "[hyp] ";
 
 struct Console {
     uart: Option<Uart<'static>>,
+    audience: Audience,
     ring: Ring,
+}
+
+/// Who gets a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Audience {
+    /// The UART and the ring.
+    All,
+    /// The ring: in the middle of the host's own output nobody could read it.
+    Ring,
+}
+
+impl Audience {
+    fn of(level: Level) -> Self {
+        if HOST_RUNS.load(Ordering::Relaxed) && level > Level::Warn {
+            Self::Ring
+        } else {
+            Self::All
+        }
+    }
 }
 
 /// The last [`RING_SIZE`] bytes of the log.
 #[repr(C)]
-pub struct Ring {
+struct Ring {
     /// Bytes written so far; the newest is at `(written - 1) % RING_SIZE`.
     written: usize,
     bytes: [u8; RING_SIZE],
@@ -48,11 +68,14 @@ static SHARED: Shared = Shared {
     lock: TicketMutex::new(()),
     console: UnsafeCell::new(Console {
         uart: None,
+        audience: Audience::All,
         ring: Ring { written: 0, bytes: [0; RING_SIZE] },
     }),
 };
 /// Whether the lock works: the MMU is on.
 static LOCKING: AtomicBool = AtomicBool::new(false);
+/// Whether the host runs: the UART is its own then, and hears from EL2 only what is wrong.
+static HOST_RUNS: AtomicBool = AtomicBool::new(false);
 /// Whether the lock is not waited for any more.
 static PANICKING: AtomicBool = AtomicBool::new(false);
 
@@ -66,7 +89,9 @@ impl Ring {
 impl Console {
     fn push(&mut self, byte: u8) {
         self.ring.push(byte);
-        let Some(uart) = &mut self.uart else { return };
+        let Some(uart) = self.uart.as_mut().filter(|_| self.audience == Audience::All) else {
+            return;
+        };
         for _ in 0..FIFO_PATIENCE {
             if !uart.is_tx_fifo_full() {
                 uart.write_word(byte);
@@ -106,6 +131,7 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         with_console(|console| {
+            console.audience = Audience::of(record.level());
             // Writing to the console cannot fail.
             let _ = console.write_fmt(format_args!("{PREFIX}{}\n", record.args()));
         });
@@ -148,6 +174,11 @@ pub fn uart_pages(base: PhysAddr) -> Option<PfnRange> {
 /// Starts to lock: the MMU is on, so exclusives work, and other CPUs may come.
 pub fn start_locking() {
     LOCKING.store(true, Ordering::Release);
+}
+
+/// Leaves the UART to the host, but for warnings and errors.
+pub(crate) fn host_runs() {
+    HOST_RUNS.store(true, Ordering::Relaxed);
 }
 
 /// Stops waiting for the lock.

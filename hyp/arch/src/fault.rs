@@ -81,7 +81,9 @@ fn seen_before(percpu: &PerCpu) -> bool {
     before
 }
 
-/// Reports the callers of the function that calls this: for the panic handler.
+/// Reports the callers of the function that calls this: for the panic handler. Inlined, so that the
+/// frame it starts from is one that stays.
+#[inline(always)]
 pub fn back_trace_here() {
     let frame: u64;
     // SAFETY: reads a register.

@@ -269,3 +269,39 @@ const REPEAT_TLBI_PARTS: &[u16] = &[
 fn repeats_tlbi(midr: MidrEl1) -> bool {
     midr.implementer() == ARM && REPEAT_TLBI_PARTS.contains(&midr.partnum())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(partnum: u16) -> IdRegisters {
+        let midr = MidrEl1::default().with_implementer(ARM).with_partnum(partnum);
+        IdRegisters { midr, ..IdRegisters::default() }
+    }
+
+    #[test]
+    fn an_address_space_past_48_bits_is_cut_and_a_small_one_bounds_the_guest() {
+        let with = |parange| {
+            let mmfr0 = IdAa64mmfr0El1::default().with_parange(parange);
+            IdRegisters { mmfr0, ..IdRegisters::default() }.features()
+        };
+        assert_eq!((with(0b0110).pa_bits, with(0b0110).guest_ipa_bits), (48, 39));
+        assert_eq!((with(0b0001).pa_bits, with(0b0001).guest_ipa_bits), (36, 36));
+    }
+
+    #[test]
+    fn tlb_invalidation_is_repeated_on_listed_parts_only() {
+        let repeats =
+            |part: IdRegisters| part.features().capabilities.contains(Capabilities::REPEAT_TLBI);
+        assert!(repeats(part(0xd0b)));
+        assert!(!repeats(part(0xd08)), "Cortex-A72");
+    }
+
+    #[test]
+    fn a_cpu_that_lacks_what_the_boot_cpu_has_is_told_apart() {
+        let mut boot = part(0xd49);
+        assert_eq!(boot.difference(&part(0xd49)), None);
+        boot.mmfr2 = IdAa64mmfr2El1::default().with_fwb(1);
+        assert!(boot.difference(&part(0xd49)).is_some());
+    }
+}

@@ -1,9 +1,8 @@
-//! Exceptions that the hypervisor makes for EL1: what the CPU would have done (Arm ARM,
+//! Exceptions that the hypervisor makes for the host: what the CPU would have done (Arm ARM,
 //! `AArch64.TakeException`, J1.1.2).
 
 use arm_sysregs::el1::registers::SctlrEl1;
 use arm_sysregs::el2::registers::SpsrEl2;
-use pfnguard_core::vcpu::VcpuContext;
 
 use crate::features::IdRegisters;
 use crate::syndrome::{abort, class, exception_class};
@@ -121,18 +120,6 @@ pub fn enter(rules: &StateRules, pstate: u64, vbar: u64, sctlr: u64) -> Entry {
     }
 }
 
-/// Makes a stopped guest take `exception` when it runs next.
-pub fn into_guest(context: &mut VcpuContext, rules: &StateRules, exception: Exception) {
-    let sysregs = &mut context.sysregs;
-    sysregs.elr_el1 = context.pc;
-    sysregs.spsr_el1 = context.pstate;
-    sysregs.esr_el1 = exception.esr;
-    sysregs.far_el1 = exception.far.unwrap_or(sysregs.far_el1);
-    let entry = enter(rules, context.pstate, sysregs.vbar_el1, sysregs.sctlr_el1);
-    context.pc = entry.pc;
-    context.pstate = entry.pstate;
-}
-
 /// Makes the host, which this CPU just left, take `exception` when it goes on.
 #[cfg(target_arch = "aarch64")]
 pub fn into_host(rules: &StateRules, exception: Exception) {
@@ -195,14 +182,5 @@ mod tests {
         let old = SpsrEl2::SS | SpsrEl2::IL | SpsrEl2::default().with_btype(0b11);
         let new = enter(&StateRules::default(), old.bits() | EL1, 0, 0).pstate;
         assert_eq!(new, 0x3c5);
-    }
-
-    #[test]
-    fn a_guest_finds_its_own_pc_and_state_in_the_exception_registers() {
-        let mut context = VcpuContext::reset(0x4000, 0);
-        context.sysregs.vbar_el1 = 0x1_0000;
-        into_guest(&mut context, &StateRules::default(), Exception::undefined());
-        assert_eq!((context.sysregs.elr_el1, context.pc), (0x4000, 0x1_0200));
-        assert_eq!(context.sysregs.esr_el1, abort::IL);
     }
 }

@@ -4,7 +4,6 @@
 //! image, copies the manifest there and switches the MMU on; [`Mapped::start`] fills the memory and
 //! enters the host. What the device tree says is believed: the host is trusted until launch.
 
-use core::fmt;
 use core::sync::atomic::AtomicU64;
 
 use arrayvec::ArrayVec;
@@ -16,10 +15,9 @@ use pfnguard_core::psci::{CpuTable, HostEntry};
 use pfnguard_core::region::RegionTable;
 use pfnguard_core::trace::TraceRing;
 use pfnguard_core::vcpu::CpuIndex;
-use pfnguard_core::vmemmap::{Frame, MAX_BANKS, Vmemmap};
-use pfnguard_shared::manifest::{Entry, Header, MAX_ENTRIES};
+use pfnguard_core::vmemmap::{Frame, Vmemmap};
+use pfnguard_shared::PAGE_SHIFT;
 use pfnguard_shared::trace::{RingHeader, TraceRecord};
-use pfnguard_shared::{PAGE_SHIFT, PAGE_SIZE};
 use spin::Once;
 
 use crate::barrier;
@@ -28,78 +26,16 @@ use crate::cache::{CacheGeometry, DataCache};
 use crate::layout::{self, STACK_BLOCK_PAGES, Stacks};
 use crate::machine::{Arm64, LocalCpu, Platform};
 use crate::percpu::{Door, PerCpu};
+pub use crate::plan::{LaunchError, MachineFacts};
+use crate::plan::{Plan, TRACE_PAGES, page_count, to_u64};
 use crate::pool::HypPool;
-use crate::stage1::{Bti, El2Config, El2Tables, Section, SectionKind, el2_tables_needed};
-use crate::stage2::{HostTables, host_tables_needed};
+use crate::stage1::{Bti, El2Config, El2Tables, Section, SectionKind};
+use crate::stage2::HostTables;
 use crate::sysreg::read;
 use crate::tlb::HardwareTlb;
 
-/// Table pages of the host's stage 2 beyond what RAM needs: for memory outside RAM, page by page.
-const HOST_DEVICE_TABLES: u64 = 128;
-/// Pages of one CPU's trace ring: a header and 255 records.
-const TRACE_PAGES: u64 = 4;
-/// Most bytes of a manifest.
-const MANIFEST_MAX: usize = size_of::<Header>() + MAX_ENTRIES * size_of::<Entry>();
 /// Most bytes of a device tree (Linux `Documentation/arch/arm64/booting.rst`).
 const DTB_MAX: usize = 2 << 20;
-
-/// What the device tree says about the machine.
-#[derive(Clone, Debug)]
-pub struct MachineFacts {
-    /// RAM, ascending and disjoint, without memory that nobody may map.
-    pub ram: ArrayVec<PfnRange, MAX_BANKS>,
-    /// Memory that something else has: the loader's modules, the device tree, reservations.
-    pub taken: ArrayVec<PfnRange, { 2 * MAX_BANKS }>,
-    /// The console's PL011.
-    pub uart: Option<PhysAddr>,
-    /// Affinity of every CPU, in the order of the device tree.
-    pub cpus: ArrayVec<u64, MAX_CPUS>,
-    /// Address and bytes of the manifest.
-    pub manifest: (PhysAddr, usize),
-}
-
-/// Why there is no launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LaunchError {
-    /// No device tree where `x0` points.
-    NoDeviceTree(PhysAddr),
-    /// The boot CPU is not among the device tree's CPUs.
-    UnknownBootCpu(u64),
-    /// The manifest is longer than any can be, in bytes.
-    ManifestSize(usize),
-    /// The pages that the hypervisor needs behind its image are not free RAM.
-    NoRoom {
-        /// The pages.
-        needed: PfnRange,
-        /// What lies in the way, or `None` where RAM ends.
-        taken: Option<PfnRange>,
-    },
-}
-
-impl fmt::Display for LaunchError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoDeviceTree(addr) => write!(f, "no device tree at {addr}"),
-            Self::UnknownBootCpu(mpidr) => {
-                write!(f, "boot CPU {mpidr:#x} is not in the device tree")
-            }
-            Self::ManifestSize(bytes) => {
-                write!(f, "manifest of {bytes} bytes: at most {MANIFEST_MAX}")
-            }
-            Self::NoRoom { needed, taken: Some(taken) } => write!(
-                f,
-                "pages {}..{} behind the image are needed, {}..{} are taken",
-                needed.start(),
-                needed.end(),
-                taken.start(),
-                taken.end()
-            ),
-            Self::NoRoom { needed, taken: None } => {
-                write!(f, "pages {}..{} behind the image are not RAM", needed.start(), needed.end())
-            }
-        }
-    }
-}
 
 /// The boot CPU, alone, with the MMU off.
 #[derive(Debug)]
@@ -202,66 +138,6 @@ impl Boot {
 }
 
 static FACTS: Once<MachineFacts> = Once::new();
-
-/// The hypervisor's memory behind the image.
-#[derive(Clone, Copy, Debug)]
-struct Plan {
-    carved: PfnRange,
-    el2_tables: u64,
-    host_tables: u64,
-    records: u64,
-    cpus: u64,
-}
-
-impl Plan {
-    fn new(facts: &MachineFacts, pa_bits: u32) -> Result<Self, LaunchError> {
-        let (_, manifest) = facts.manifest;
-        if manifest > MANIFEST_MAX {
-            return Err(LaunchError::ManifestSize(manifest));
-        }
-        let cpus = to_u64(facts.cpus.len());
-        let storage = Vmemmap::storage_needed(&facts.ram);
-        let records = storage.frames * size_of::<Frame>() + storage.chunks * size_of::<u16>();
-        let mut plan = Self {
-            carved: layout::image(),
-            el2_tables: el2_tables_needed(&facts.ram, u64::from(facts.uart.is_some()), cpus),
-            host_tables: host_tables_needed(&facts.ram, pa_bits) + HOST_DEVICE_TABLES,
-            records: page_count(records),
-            cpus,
-        };
-        let pages = plan.pages(manifest);
-        plan.carved =
-            PfnRange::new(layout::image().end(), pages).expect("an image has memory behind");
-        plan.check(facts).map(|()| plan)
-    }
-
-    fn pages(&self, manifest: usize) -> u64 {
-        let stacks = (self.cpus - 1) * to_u64(STACK_BLOCK_PAGES);
-        page_count(manifest)
-            + stacks
-            + self.el2_tables
-            + self.host_tables
-            + self.records
-            + self.cpus * TRACE_PAGES
-    }
-
-    /// Checks that image and memory behind it are RAM that nobody else has.
-    fn check(&self, facts: &MachineFacts) -> Result<(), LaunchError> {
-        let needed = self.all();
-        let taken = facts.taken.iter().find(|range| range.overlaps(&needed)).copied();
-        let in_ram = facts.ram.iter().any(|bank| bank.contains_range(&needed));
-        if taken.is_some() || !in_ram {
-            return Err(LaunchError::NoRoom { needed, taken });
-        }
-        Ok(())
-    }
-
-    /// Returns the image and the memory behind it.
-    fn all(&self) -> PfnRange {
-        let image = layout::image();
-        PfnRange::new(image.start(), image.pages() + self.carved.pages()).expect("ends in RAM")
-    }
-}
 
 /// The boot CPU with the MMU on and the manifest out of everybody's reach.
 pub struct Mapped {
@@ -511,12 +387,4 @@ fn page_pointer(range: PfnRange) -> *mut u8 {
 
 fn byte_count(range: PfnRange) -> usize {
     usize::try_from(range.pages() << PAGE_SHIFT).expect("64 bits")
-}
-
-fn page_count(bytes: usize) -> u64 {
-    to_u64(bytes.div_ceil(PAGE_SIZE))
-}
-
-fn to_u64(value: usize) -> u64 {
-    u64::try_from(value).expect("64 bits")
 }

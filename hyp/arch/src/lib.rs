@@ -44,6 +44,8 @@ pub mod machine;
 #[cfg(target_arch = "aarch64")]
 pub mod percpu;
 #[cfg(target_arch = "aarch64")]
+mod plan;
+#[cfg(target_arch = "aarch64")]
 pub mod secondary;
 #[cfg(target_arch = "aarch64")]
 pub mod sysreg;

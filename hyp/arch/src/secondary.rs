@@ -63,6 +63,7 @@ unsafe fn go(
     unsafe { el2::init_cpu(id, switch.host_controls(), host_stage2) };
     door.cpu.local.switch = Some(switch);
     info!("CPU {}: host enters at {:#x}", percpu.index().0, entry.entry);
+    crate::console::host_runs();
     // Functions that return after this point were entered after it: their signatures match.
     match pauth {
         vectors::Pauth::Present => vectors::load_key(percpu, vectors::make_key(id)),

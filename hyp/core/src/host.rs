@@ -124,9 +124,19 @@ fn view<M: Machine>(host: &Host<M>, pfn: Pfn, pa_bits: u32) -> Option<(PfnRange,
     if host.vmemmap.is_ram(pfn) {
         return ram_view(host, pfn);
     }
+    let space = PfnRange::new(Pfn(0), 1 << pa_bits.saturating_sub(PAGE_SHIFT))?;
+    if !space.contains(pfn) {
+        return None;
+    }
     match host.regions.host_view(pfn)? {
-        HostView::Region { range, attrs } => Some((region_part(range, pfn)?, attrs.ok()?)),
-        HostView::Outside { range } => Some((outside_block(host, &range, pfn, pa_bits)?, FULL)),
+        HostView::Region { range, attrs } => {
+            let existing = range.intersection(&space)?;
+            Some((region_part(&existing, pfn)?, attrs.ok()?))
+        }
+        HostView::Outside { range } => {
+            let existing = range.intersection(&space)?;
+            Some((outside_block(host, &existing, pfn)?, FULL))
+        }
     }
 }
 
@@ -149,21 +159,13 @@ const READ_ONLY: Stage2Attrs =
     Stage2Attrs { mem: Stage2Type::AsStage1, perms: Perms::READ, tags: TagAccess::Allowed };
 
 /// A region is mapped whole up to 1 GiB around the page: one access must not take unbounded time.
-fn region_part(range: PfnRange, pfn: Pfn) -> Option<PfnRange> {
-    PfnRange::aligned_around(pfn, BLOCKS[0])?.intersection(&range)
+fn region_part(region: &PfnRange, pfn: Pfn) -> Option<PfnRange> {
+    PfnRange::aligned_around(pfn, BLOCKS[0])?.intersection(region)
 }
 
-/// Returns the largest aligned block around `pfn` within `gap` that holds no RAM and exists.
-fn outside_block<M: Machine>(
-    host: &Host<M>,
-    gap: &PfnRange,
-    pfn: Pfn,
-    pa_bits: u32,
-) -> Option<PfnRange> {
-    let space = PfnRange::new(Pfn(0), 1 << pa_bits.saturating_sub(PAGE_SHIFT))?;
-    let fits = |block: &PfnRange| {
-        gap.contains_range(block) && space.contains_range(block) && !host.vmemmap.touches_ram(block)
-    };
+/// Returns the largest aligned block around `pfn` within `gap` that holds no RAM.
+fn outside_block<M: Machine>(host: &Host<M>, gap: &PfnRange, pfn: Pfn) -> Option<PfnRange> {
+    let fits = |block: &PfnRange| gap.contains_range(block) && !host.vmemmap.touches_ram(block);
     BLOCKS.into_iter().filter_map(|pages| PfnRange::aligned_around(pfn, pages)).find(fits)
 }
 

@@ -186,10 +186,7 @@ impl<M: Machine> HypGuard<'_, M> {
     ///
     /// # Errors
     /// `HcallError::NoObject` where the slot is free.
-    pub fn with_guest(
-        &mut self,
-        id: VmId,
-    ) -> Result<(&mut Hyp<M>, GuestGuard<'_, M>), HcallError> {
+    pub fn with_guest(&mut self, id: VmId) -> Result<(&mut Hyp<M>, GuestGuard<'_, M>), HcallError> {
         let guest = self.hv.lock_used(id)?;
         Ok((&mut self.hyp, guest))
     }

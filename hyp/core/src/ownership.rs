@@ -11,8 +11,8 @@
 //! | GuestOwned | GuestSharedHost | [`guest_share_host`] |
 //! | GuestSharedHost | GuestOwned | [`guest_unshare_host`] |
 //! | GuestOwned, GuestSharedHost of a dying VM | HostOwned | [`host_reclaim_guest`] |
-//! | HostOwned | HypOwned | [`donate_tables`] |
-//! | HypOwned | HostOwned | [`return_table`] |
+//! | HostOwned | HypOwned | VM_CREATE, VM_POOL_ADD |
+//! | HypOwned | HostOwned | VM_FREE |
 //!
 //! The host's own translations are never restored here: its next access faults and gets one.
 

@@ -145,6 +145,14 @@ impl CpuTable {
         Ok(index)
     }
 
+    /// Takes the mark back. A CPU that failed to go off meanwhile stays on.
+    fn cancel(&mut self, index: CpuIndex) {
+        match self.state(index) {
+            CpuState::Pending(_) => self.set(index, CpuState::Off),
+            CpuState::Off | CpuState::On => {}
+        }
+    }
+
     fn set(&mut self, CpuIndex(index): CpuIndex, state: CpuState) {
         self.cpus[index].state = state;
     }
@@ -188,7 +196,7 @@ pub(crate) fn cpu_on<M: Machine>(
     let own_entry = cpu.local.cpu_entry().0;
     let [result, ..] = cpu.local.smc([u64::from(function), target, own_entry, cookie]);
     if result != 0 {
-        door.lock_cpus().set(index, CpuState::Off);
+        door.lock_cpus().cancel(index);
     }
     result
 }

@@ -3,176 +3,23 @@
 //! Two bytes a frame, plus two a 2 MiB chunk: the chunk's count of frames that the host may not
 //! use freely lets a host fault choose a block without looking at every frame.
 
+mod frame;
+
 use core::ops::Range;
 
 use arrayvec::ArrayVec;
-use pfnguard_shared::vm::PageState;
 
 use crate::addr::{Pfn, PfnRange};
 use crate::error::HcallError;
 use crate::vm::VmId;
+
+pub use frame::{Frame, FrameState, HostAccess};
 
 /// Most separate ranges of RAM.
 pub const MAX_BANKS: usize = 16;
 /// Pages in a chunk: one 2 MiB block.
 pub const CHUNK_PAGES: u64 = 512;
 const CHUNK_SHIFT: u32 = 9;
-
-/// State of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrameState {
-    /// Not RAM, or RAM that was never the host's.
-    NoPage,
-    /// The host's alone.
-    HostOwned,
-    /// The host's, lent to the hypervisor.
-    HostSharedHyp {
-        /// CPUs that use it as their argument page.
-        pins: u8,
-    },
-    /// The host's, lent to guests.
-    HostSharedGuest {
-        /// How many guest pages lead to it; never 0.
-        count: u8,
-    },
-    /// The hypervisor's.
-    HypOwned,
-    /// The hypervisor's, readable by the host.
-    HypReadable,
-    /// A guest's alone.
-    GuestOwned {
-        /// The guest.
-        vm: VmId,
-    },
-    /// A guest's, lent to the host.
-    GuestSharedHost {
-        /// The guest.
-        vm: VmId,
-    },
-}
-
-/// What the host may do with a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HostAccess {
-    /// Read, write, execute.
-    Full,
-    /// Read.
-    ReadOnly,
-    /// Nothing.
-    None,
-}
-
-impl FrameState {
-    /// Returns the state as refusals and trace records show it.
-    pub fn page_state(self) -> PageState {
-        match self {
-            Self::NoPage => PageState::NoPage,
-            Self::HostOwned => PageState::HostOwned,
-            Self::HostSharedHyp { .. } => PageState::HostSharedHyp,
-            Self::HostSharedGuest { .. } => PageState::HostSharedGuest,
-            Self::HypOwned => PageState::HypOwned,
-            Self::HypReadable => PageState::HypReadable,
-            Self::GuestOwned { .. } => PageState::GuestOwned,
-            Self::GuestSharedHost { .. } => PageState::GuestSharedHost,
-        }
-    }
-
-    /// Returns what the host may do.
-    pub fn host_access(self) -> HostAccess {
-        match self {
-            Self::HostOwned
-            | Self::HostSharedHyp { .. }
-            | Self::HostSharedGuest { .. }
-            | Self::GuestSharedHost { .. } => HostAccess::Full,
-            Self::HypReadable => HostAccess::ReadOnly,
-            Self::NoPage | Self::HypOwned | Self::GuestOwned { .. } => HostAccess::None,
-        }
-    }
-
-    /// Returns how many CPUs use the frame as their argument page.
-    pub fn pins(self) -> u8 {
-        match self {
-            Self::HostSharedHyp { pins } => pins,
-            Self::NoPage
-            | Self::HostOwned
-            | Self::HostSharedGuest { .. }
-            | Self::HypOwned
-            | Self::HypReadable
-            | Self::GuestOwned { .. }
-            | Self::GuestSharedHost { .. } => 0,
-        }
-    }
-
-    fn owner(self) -> Option<VmId> {
-        match self {
-            Self::GuestOwned { vm } | Self::GuestSharedHost { vm } => Some(vm),
-            Self::NoPage
-            | Self::HostOwned
-            | Self::HostSharedHyp { .. }
-            | Self::HostSharedGuest { .. }
-            | Self::HypOwned
-            | Self::HypReadable => None,
-        }
-    }
-
-    fn is_hyp(self) -> bool {
-        match self {
-            Self::HypOwned | Self::HypReadable => true,
-            Self::NoPage
-            | Self::HostOwned
-            | Self::HostSharedHyp { .. }
-            | Self::HostSharedGuest { .. }
-            | Self::GuestOwned { .. }
-            | Self::GuestSharedHost { .. } => false,
-        }
-    }
-}
-
-/// The record of a frame: `PageState` in the high byte, count, pins or VM number in the low one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(transparent)]
-pub struct Frame(u16);
-
-impl Frame {
-    /// The record of a frame that is not managed.
-    pub const NO_PAGE: Self = Self(0);
-
-    /// Encodes a state.
-    pub fn new(state: FrameState) -> Self {
-        let payload = match state {
-            FrameState::NoPage
-            | FrameState::HostOwned
-            | FrameState::HypOwned
-            | FrameState::HypReadable => 0,
-            FrameState::HostSharedHyp { pins } => pins,
-            FrameState::HostSharedGuest { count } => count,
-            FrameState::GuestOwned { vm } | FrameState::GuestSharedHost { vm } => vm.byte(),
-        };
-        Self(u16::from_le_bytes([payload, state.page_state().raw()]))
-    }
-
-    /// Decodes the record.
-    ///
-    /// # Panics
-    /// Where [`Frame::new`] cannot have made it.
-    pub fn state(self) -> FrameState {
-        let [payload, kind] = self.0.to_le_bytes();
-        match PageState::from_raw(kind).expect("frame record of no state: hypervisor bug") {
-            PageState::NoPage => FrameState::NoPage,
-            PageState::HostOwned => FrameState::HostOwned,
-            PageState::HostSharedHyp => FrameState::HostSharedHyp { pins: payload },
-            PageState::HostSharedGuest => FrameState::HostSharedGuest { count: payload },
-            PageState::HypOwned => FrameState::HypOwned,
-            PageState::HypReadable => FrameState::HypReadable,
-            PageState::GuestOwned => FrameState::GuestOwned { vm: owner(payload) },
-            PageState::GuestSharedHost => FrameState::GuestSharedHost { vm: owner(payload) },
-        }
-    }
-}
-
-fn owner(payload: u8) -> VmId {
-    VmId::from_raw(u64::from(payload)).expect("frame record of no VM: hypervisor bug")
-}
 
 /// A contiguous range of RAM and where its records are.
 #[derive(Clone, Copy, Debug)]
@@ -332,6 +179,7 @@ impl Vmemmap {
     /// # Errors
     /// `Pinned` where the only difference is that the hypervisor uses a frame; `PageState` for the
     /// first other frame.
+    #[inline]
     pub fn check(
         &mut self,
         pages: PfnRange,
@@ -392,8 +240,16 @@ impl Vmemmap {
         }
     }
 
-    /// Accounts for frames of one state going to another.
+    /// Accounts for frames of one state going to another. Inlined where both are known, it is
+    /// nothing for lending and taking back.
+    #[inline]
     fn account(&mut self, bank: &Bank, pages: &PfnRange, old: FrameState, new: FrameState) {
+        if changes_access(old, new) || old.is_hyp() != new.is_hyp() {
+            self.recount(bank, pages, old, new);
+        }
+    }
+
+    fn recount(&mut self, bank: &Bank, pages: &PfnRange, old: FrameState, new: FrameState) {
         match (is_closed(old), is_closed(new)) {
             (Closed::No, Closed::Yes) => self.count_closed(bank, pages, u16::checked_add),
             (Closed::Yes, Closed::No) => self.count_closed(bank, pages, u16::checked_sub),
@@ -453,6 +309,7 @@ fn is_closed(state: FrameState) -> Closed {
 
 impl Transition<'_> {
     /// Puts every frame into the state `new`.
+    #[inline]
     pub fn commit(self, new: FrameState) {
         self.map.frames[self.bank.frames(&self.pages)].fill(Frame::new(new));
         self.map.account(&self.bank, &self.pages, self.old, new);
@@ -486,10 +343,12 @@ impl Steps<'_> {
     }
 }
 
+#[inline]
 fn changes_access(old: FrameState, new: FrameState) -> bool {
     old.host_access() != new.host_access()
 }
 
+#[cold]
 fn refusal(pfn: Pfn, needed: FrameState, found: FrameState) -> HcallError {
     let other =
         HcallError::PageState { pfn, needed: needed.page_state(), found: found.page_state() };

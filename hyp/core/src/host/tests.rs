@@ -1,10 +1,12 @@
 use std::vec::Vec;
 
-use pfnguard_shared::HostFunction;
+use pfnguard_shared::request::Request;
+use pfnguard_shared::{HostFunction, MemType, Mode};
 
 use super::*;
 use crate::fake::{self, FakeMachine, IMAGE, Op, RAM, RAM_PAGES, call, take_log};
 use crate::host::AbortOutcome::{Inject, Resume};
+use crate::region::fixture;
 
 const DATA: u64 = 0x24 << 26;
 const FETCH: u64 = 0x20 << 26;
@@ -149,4 +151,43 @@ fn a_permission_fault_on_a_page_that_allows_the_access_by_now_is_repeated() {
     assert_eq!(mapped(), []);
     assert_eq!(fake::abort(&hv, &mut cpus[0], page, READ | WRITE), Resume);
     assert_eq!(fake::abort(&hv, &mut cpus[1], page, write), Resume);
+}
+
+#[test]
+fn r10_the_host_sees_a_region_with_the_type_and_only_while_its_state_allows() {
+    let (hv, mut cpus) = fake::machine(std::vec![fixture::mmio(), fixture::memory()]);
+    let c = &mut cpus[0];
+    create_vm(&hv, c);
+    let region = fixture::range(fixture::MMIO);
+    let page = Pfn(region.start().0 + 7);
+    assert_eq!(fake::abort(&hv, c, page, FETCH | TRANSLATION), Inject, "never executable");
+    assert_eq!(fake::abort(&hv, c, page, READ), Resume);
+    assert_eq!(mapped(), [(region, Perms::READ.with(Perms::WRITE))], "no page of a neighbour");
+
+    bind(&hv, c, &fixture::request(fixture::MMIO, Mode::Share, MemType::Device));
+    assert_eq!(fake::abort(&hv, c, page, READ), Resume);
+    let attrs = hv.enter().lock_host().stage2.lookup(page).unwrap();
+    assert_eq!(attrs.mem, Stage2Type::Forced(MemType::Device));
+
+    let memory = Pfn(fixture::MEMORY.0);
+    bind(&hv, c, &fixture::request(fixture::MEMORY, Mode::Donate, MemType::Cacheable));
+    assert_eq!(fake::abort(&hv, c, memory, READ), Inject);
+    fake::assert_consistent(&hv);
+}
+
+fn bind(hv: &Hypervisor<FakeMachine>, cpu: &mut Cpu<FakeMachine>, request: &Request) {
+    let args = [request.word().0, request.pfn, request.ipa_pfn, request.pages];
+    let regs = call(hv, cpu, HostFunction::PfnmapBind, &args);
+    assert_eq!(regs[0], 0, "{regs:x?}");
+}
+
+#[test]
+fn a_block_beside_a_region_holds_no_page_of_it() {
+    let (hv, mut cpus) = fake::machine(std::vec![fixture::mmio()]);
+    let c = &mut cpus[0];
+    let (first, count) = fixture::MMIO;
+    assert_eq!(fake::abort(&hv, c, Pfn(first - 1), READ), Resume);
+    assert_eq!(fake::abort(&hv, c, Pfn(first + count), READ), Resume);
+    let around = [(pages(first - 512, 512), Perms::ALL), (pages(first + count, 1), Perms::ALL)];
+    assert_eq!(mapped(), around);
 }

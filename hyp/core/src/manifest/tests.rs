@@ -116,7 +116,9 @@ fn r51_the_hash_of_the_manifest_covers_every_byte() {
     let bytes = seal(&[mmio(), memory()], |_| {});
     let hash = parse(&bytes).unwrap().sha256;
     assert_eq!(bytes[SHA256_OFFSET..SHA256_OFFSET + 32], hash);
-    for position in (0..bytes.len()).step_by(7) {
+    // Miri takes a second for some hashes: a few will do there.
+    let step = if cfg!(miri) { 97 } else { 1 };
+    for position in (0..bytes.len()).step_by(step) {
         let mut bytes = bytes.clone();
         bytes[position] ^= 1;
         assert!(parse(&bytes).is_err(), "byte {position}");

@@ -6,14 +6,18 @@ use pfnguard_shared::Mode;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
-use crate::addr::Pfn;
+use crate::addr::{Pfn, PfnRange};
 use crate::fake::{self, FakeMachine, RAM, Setup};
 use crate::hypervisor::Hypervisor;
 use crate::machine::Frames;
-use crate::region::fixture::{MEMORY, MMIO, memory, mmio, request};
+use crate::region::fixture::{MEMORY, MMIO, memory, mmio, range, request};
 
 const ARG_PAGE: u64 = RAM.0 + 1;
 const HEADER: usize = size_of::<MigrationHeader>();
+
+fn small_ram() -> Vec<PfnRange> {
+    vec![range((RAM.0, 128)), range((fake::IMAGE.start().0, 128))]
+}
 
 struct Bench {
     hv: Hypervisor<FakeMachine>,
@@ -22,7 +26,8 @@ struct Bench {
 
 impl Bench {
     fn new(entries: Vec<Entry>, capabilities: Capabilities) -> Self {
-        let (hv, mut cpus) = Setup { entries, capabilities, ..Setup::default() }.launch();
+        let (hv, mut cpus) =
+            Setup { entries, capabilities, ram: small_ram(), ..Setup::default() }.launch();
         let mut bench = Self { hv, cpu: cpus.remove(0) };
         bench.done(HostFunction::HostShareHyp, &[ARG_PAGE, 1]);
         bench.done(HostFunction::ArgPageSet, &[ARG_PAGE]);
@@ -166,7 +171,7 @@ fn r33_properties_that_a_binding_rests_on_must_be_there() {
 fn r33_a_smaller_region_refuses_the_item() {
     let descriptor = Bench::source(coherent(), ContractFlags::NONE).export();
     let mut small = memory();
-    small.range = crate::region::fixture::range((MEMORY.0, 6));
+    small.range = range((MEMORY.0, 6));
     let (failed, _, items) = Bench::new(vec![mmio(), small], coherent()).check(&descriptor);
     assert_eq!((failed, items[0].rule), (1, Rule::R14.raw()));
 }

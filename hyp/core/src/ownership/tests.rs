@@ -1,7 +1,7 @@
 use std::vec::Vec;
 
 use pfnguard_shared::vm::{ContractFlags, PageState};
-use pfnguard_shared::{HostFunction, Rule, Status, Subject};
+use pfnguard_shared::{HostFunction, Mode, Rule, Status, Subject};
 
 use super::*;
 use crate::fake::{
@@ -345,6 +345,33 @@ fn an_occupied_or_distant_guest_address_is_refused() {
 }
 
 #[test]
+fn ram_never_lands_where_a_region_is_announced() {
+    use crate::region::fixture;
+    let (hv, mut cpus) = fake::machine(std::vec![fixture::mmio()]);
+    let c = &mut cpus[0];
+    let id = vm(&hv, c, NORMAL, 8);
+    let mut request = fixture::request(fixture::MMIO, Mode::Share, MemType::Device);
+    request.flags = 0;
+    let args = [request.word().0, request.pfn, request.ipa_pfn, request.pages];
+    ok(call(&hv, c, HostFunction::PfnmapBind, &args));
+    let before = snapshot(&hv);
+    let last = request.ipa_pfn + request.pages - 1;
+    let regs = call(&hv, c, HostFunction::HostDonateGuest, &[id, PAGE, last - 1, 4]);
+    assert_eq!((refused(regs), regs[3]), (Status::Busy, last - 1));
+    // The table of the announced region is reserved: RAM cannot take it (R30).
+    let left = 8 - 1 - 1;
+    for group in 0..left {
+        let ipa = IPA + 512 * group;
+        ok(call(&hv, c, HostFunction::HostDonateGuest, &[id, PAGE + group, ipa, 1]));
+    }
+    let beyond = [id, PAGE + left, IPA + 512 * left, 1];
+    assert_eq!(refused(call(&hv, c, HostFunction::HostDonateGuest, &beyond)), Status::NoMemory);
+    assert_eq!(snapshot(&hv).regions, before.regions);
+    ok(call(&hv, c, HostFunction::PfnmapMap, &[id, request.ipa_pfn]));
+    assert_consistent(&hv);
+}
+
+#[test]
 fn a_protected_vm_borrows_nothing() {
     let (hv, mut cpus) = fake::machine(Vec::new());
     let c = &mut cpus[0];
@@ -658,4 +685,45 @@ fn random_call(hv: &Hv, cpu: &mut FakeCpu, function: HostFunction, random: &mut 
     let ram = hv.enter().lock_host().vmemmap.is_ram(touched);
     let may = open != crate::vmemmap::HostAccess::None || !ram;
     assert_eq!(outcome == crate::host::AbortOutcome::Resume, may, "{touched}");
+}
+
+/// Two CPUs at once on the same pages and VMs: every call is answered, and the end is consistent.
+#[test]
+#[allow(clippy::wildcard_enum_match_arm, reason = "the others are range calls of a VM")]
+fn two_cpus_on_the_same_pages_keep_one_owner_a_page() {
+    use HostFunction as F;
+    let functions = [
+        F::HostShareHyp,
+        F::HostUnshareHyp,
+        F::HostShareGuest,
+        F::HostUnshareGuest,
+        F::HostDonateGuest,
+        F::HostReclaimGuest,
+        F::VmTeardown,
+    ];
+    let (hv, mut cpus) = fake::machine(Vec::new());
+    vm(&hv, &mut cpus[0], NORMAL, 8);
+    vm(&hv, &mut cpus[0], PROTECTED, 8);
+    std::thread::scope(|scope| {
+        for (seed, cpu) in (0..).zip(&mut cpus) {
+            let hv = &hv;
+            scope.spawn(move || {
+                let mut random = Lcg(seed);
+                for _ in 0..if cfg!(miri) { 20 } else { 2000 } {
+                    // Teardown is rare: it ends what the others can do.
+                    let last = if random.below(100) == 0 { 7 } else { 6 };
+                    let function = functions[usize::try_from(random.below(last)).unwrap()];
+                    let (id, page) = (random.below(2), PAGE + random.below(8));
+                    let args = match function {
+                        F::HostShareHyp | F::HostUnshareHyp => [page, 2, 0, 0, 0],
+                        F::HostReclaimGuest | F::VmTeardown => [id, page, 2, 0, 0],
+                        _ => [id, page, IPA + random.below(8), 2, RWX],
+                    };
+                    call(hv, cpu, function, &args);
+                    let _ = fake::abort(hv, cpu, Pfn(page), READ_FAULT);
+                }
+            });
+        }
+    });
+    assert_consistent(&hv);
 }

@@ -2,6 +2,8 @@ use std::boxed::Box;
 use std::vec;
 use std::vec::Vec;
 
+use pfnguard_shared::vm::PageState;
+
 use super::*;
 use crate::hypervisor::MAX_VMS;
 
@@ -40,8 +42,8 @@ fn every_state_survives_its_record_and_no_two_share_one() {
     for state in states {
         let record = Frame::new(state);
         assert_eq!(record.state(), state);
-        assert!(!records.contains(&record.0), "{state:?}");
-        records.push(record.0);
+        assert!(!records.contains(&record), "{state:?}");
+        records.push(record);
     }
 }
 
