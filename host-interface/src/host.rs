@@ -115,8 +115,8 @@ impl<H: Hypercall> Host<H> {
     /// `HostShareGuest`: lends host pages to a VM at `ipa`.
     ///
     /// # Errors
-    /// `WrongState` for a page that is not the host's or an occupied `ipa`; `NoMemory` where the
-    /// VM's table pool is too small.
+    /// `Denied` for a protected VM; `WrongState` for a page that is not the host's; `Busy` for an
+    /// occupied `ipa`; `NoMemory` where the VM's table pool is too small.
     pub fn share_guest(vm: VmId, pages: Pages, ipa: IpaPfn, perms: Perms) -> Result<(), Refused> {
         let args = [vm.into(), pages.start.0, ipa.0, pages.count, u64::from(perms.raw())];
         Self::ask(HostFunction::HostShareGuest, args).map(drop)
@@ -134,7 +134,7 @@ impl<H: Hypercall> Host<H> {
     /// `HostDonateGuest`: gives host pages to a VM at `ipa`; the host loses access.
     ///
     /// # Errors
-    /// As [`Self::share_guest`].
+    /// As [`Self::share_guest`], but for protected VMs too.
     pub fn donate_guest(vm: VmId, pages: Pages, ipa: IpaPfn) -> Result<(), Refused> {
         let args = [vm.into(), pages.start.0, ipa.0, pages.count, 0];
         Self::ask(HostFunction::HostDonateGuest, args).map(drop)
@@ -200,7 +200,7 @@ impl<H: Hypercall> Host<H> {
     /// `VcpuInit`: puts a vCPU out of reset at `entry` (bytes) with `x0` set.
     ///
     /// # Errors
-    /// `NotFound` where there is no such vCPU; `Busy` while it runs.
+    /// `NotFound` where there is no such vCPU; `Busy` once it has run.
     pub fn vcpu_init(vm: VmId, vcpu: VcpuId, entry: u64, x0: u64) -> Result<(), Refused> {
         let args = [vm.into(), vcpu.into(), entry, x0, 0];
         Self::ask(HostFunction::VcpuInit, args).map(drop)
@@ -210,8 +210,8 @@ impl<H: Hypercall> Host<H> {
     /// load of the last [`Exit::Mmio`].
     ///
     /// # Errors
-    /// `Busy` where it runs on another CPU; `WrongState` where it was never initialised or its VM
-    /// was torn down.
+    /// `Busy` where it runs on another CPU or was never initialised; `WrongState` where its VM was
+    /// torn down.
     pub fn vcpu_run(vm: VmId, vcpu: VcpuId, load: GuestValue) -> Result<Exit, Refused> {
         let args = [vm.into(), vcpu.into(), load.0, 0, 0];
         Self::ask(HostFunction::VcpuRun, args).map(Exit::from_registers)

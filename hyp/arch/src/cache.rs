@@ -1,4 +1,4 @@
-//! Data cache maintenance by address (Arm ARM, D7.5) and zeroing.
+//! Cache maintenance (Arm ARM, D7.5) and zeroing.
 
 use crate::barrier;
 
@@ -25,6 +25,9 @@ pub trait DataCache: Send {
     ///
     /// As [`Self::clean`].
     unsafe fn clean_invalidate(&self, start: *mut u8, len: usize);
+
+    /// Invalidates the instruction caches of all CPUs, after earlier stores and maintenance.
+    fn forget_instructions(&self);
 }
 
 /// The data caches of this machine: granules of their instructions.
@@ -89,6 +92,22 @@ impl DataCache for CacheGeometry {
         each(start, len, self.line, |line| unsafe { dc_civac(line) });
         barrier::dsb_sy();
     }
+
+    /// All of them: what guests executed may be cached under any virtual address.
+    fn forget_instructions(&self) {
+        barrier::dsb_ish();
+        ic_ialluis();
+        barrier::dsb_ish();
+        barrier::isb();
+    }
+}
+
+fn ic_ialluis() {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: instructions are fetched again; nothing else changes.
+    unsafe {
+        core::arch::asm!("ic ialluis", options(nostack, preserves_flags))
+    };
 }
 
 /// Calls `operation` for every `step` bytes. `len` is a multiple of `step`, which divides pages.

@@ -8,6 +8,7 @@ use pfnguard_shared::PAGE_SIZE;
 
 use crate::barrier;
 use crate::cache::DataCache;
+use crate::device;
 use crate::fixmap::{Window, WindowType};
 
 /// Access to frames for one CPU.
@@ -86,22 +87,18 @@ impl<W: Window, C: DataCache> Frames for FrameAccess<W, C> {
         });
     }
 
-    fn read_register(&mut self, addr: PhysAddr, width: RegisterWidth) -> u64 {
+    fn forget_instructions(&mut self) {
+        self.cache.forget_instructions();
+    }
+
+    fn read_register(&mut self, addr: PhysAddr, width: RegisterWidth) -> Option<u64> {
         // All earlier writes, of whatever type, are complete before the device is asked.
         barrier::dsb_sy();
         self.window.with_page(addr.pfn(), WindowType::Device, |page| {
             // SAFETY: the offset is inside the page.
             let register = unsafe { page.add(addr.offset()) };
-            match width {
-                RegisterWidth::Word => {
-                    // SAFETY: mapped, and aligned as the manifest's check demands.
-                    u64::from(unsafe { register.cast::<u32>().read_volatile() })
-                }
-                RegisterWidth::Doubleword => {
-                    // SAFETY: as above.
-                    unsafe { register.cast::<u64>().read_volatile() }
-                }
-            }
+            // SAFETY: mapped, and aligned as the manifest's check demands.
+            unsafe { device::load(register, width) }
         })
     }
 }
@@ -283,9 +280,9 @@ mod tests {
         let (mut frames, memory, types) = frames();
         memory.set_word((START << 12) + 0x18, 0x1122_3344_5566_7788);
         let address = PhysAddr((START << 12) + 0x18);
-        assert_eq!(frames.read_register(address, RegisterWidth::Word), 0x5566_7788);
+        assert_eq!(frames.read_register(address, RegisterWidth::Word), Some(0x5566_7788));
         let whole = frames.read_register(address, RegisterWidth::Doubleword);
-        assert_eq!(whole, 0x1122_3344_5566_7788);
+        assert_eq!(whole, Some(0x1122_3344_5566_7788));
         assert_eq!(*types.borrow(), [WindowType::Device; 2]);
     }
 

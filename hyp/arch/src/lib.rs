@@ -11,6 +11,7 @@ extern crate std;
 pub mod attrs;
 pub mod barrier;
 pub mod cache;
+mod device;
 pub mod el2;
 pub mod features;
 pub mod fixmap;

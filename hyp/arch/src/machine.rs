@@ -185,7 +185,11 @@ impl Frames for LocalCpu {
         self.frames.write(pfn, offset, bytes);
     }
 
-    fn read_register(&mut self, addr: PhysAddr, width: RegisterWidth) -> u64 {
+    fn forget_instructions(&mut self) {
+        self.frames.forget_instructions();
+    }
+
+    fn read_register(&mut self, addr: PhysAddr, width: RegisterWidth) -> Option<u64> {
         self.frames.read_register(addr, width)
     }
 }

@@ -262,12 +262,39 @@ global_asm!(
     fault_entry \kind + 3
 .endm
 
+// EL2 on its own stack. A load from a device that does not answer (`device.rs`: synchronous
+// external abort, DFSC 0b010000) goes on at its fixup; all else is a fault.
+.macro own_faults
+.balign 0x80
+    msr     sp_el0, x0
+    msr     tpidr_el1, x1
+    adrp    x1, pfnguard_device_load_at
+    add     x1, x1, :lo12:pfnguard_device_load_at
+    mrs     x0, elr_el2
+    sub     x0, x0, x1
+    bic     x0, x0, #8
+    cbnz    x0, 1f
+    mrs     x0, esr_el2
+    and     x0, x0, #0x3f
+    sub     x0, x0, #0x10
+    cbnz    x0, 1f
+    adrp    x1, pfnguard_device_load_failed
+    add     x1, x1, :lo12:pfnguard_device_load_failed
+    msr     elr_el2, x1
+    leave
+1:  mov     x1, #4
+    b       fault_at_el2
+    fault_entry 5
+    fault_entry 6
+    fault_entry 7
+.endm
+
 .pushsection .vectors, "ax"
 .global pfnguard_vectors_plain
 .balign 0x800
 pfnguard_vectors_plain:
     four_faults 0
-    four_faults 4
+    own_faults
 .balign 0x80
     save_call
     mrs     x2, esr_el2
@@ -293,7 +320,7 @@ pfnguard_vectors_plain:
 .balign 0x800
 pfnguard_vectors_pauth:
     four_faults 0
-    four_faults 4
+    own_faults
 .balign 0x80
     save_call
     mrs     x2, esr_el2
@@ -315,7 +342,7 @@ pfnguard_vectors_pauth:
 .balign 0x800
 pfnguard_vectors_guest:
     four_faults 0
-    four_faults 4
+    own_faults
 .macro guest_entry kind
 .balign 0x80
     stp     x0, x1, [sp, #-16]!

@@ -41,6 +41,7 @@ pub enum Op {
     Zero { range: PfnRange },
     ZeroDevice { range: PfnRange },
     CleanInvalidate { range: PfnRange },
+    ForgetInstructions,
     ReadRegister { addr: PhysAddr },
     Smc { regs: [u64; 4] },
     Run,
@@ -185,8 +186,13 @@ impl GuestStage2 for FakeGuest {
         length(self.pool.len())
     }
 
-    fn tables_to_map(&self, ipa: IpaRange) -> u64 {
-        length(groups(&ipa).filter(|group| !self.split.contains(group)).count())
+    fn tables_to_map(&self, ipa: IpaPfn, pfns: PfnRange, blocks: BlockSizes) -> u64 {
+        let range = IpaRange::new(ipa, pfns.pages()).expect("guest map past the address space");
+        let large =
+            blocks.contains(BlockSizes::BLOCK_2M) && ipa.0 % GROUP == pfns.start().0 % GROUP;
+        let free =
+            |group: &u64| self.split.contains(group) || large && Self::covered(*group, &range);
+        length(groups(&range).filter(|group| !free(group)).count())
     }
 
     fn tables_to_unmap(&self, ipa: IpaRange) -> u64 {
@@ -207,7 +213,8 @@ impl GuestStage2 for FakeGuest {
     fn map(&mut self, ipa: IpaPfn, pfns: PfnRange, attrs: Stage2Attrs, blocks: BlockSizes) {
         let range = IpaRange::new(ipa, pfns.pages()).expect("guest map past the address space");
         assert_eq!(self.first_mapped(range), None, "guest map over a translation");
-        assert!(self.tables_to_map(range) <= self.tables_free(), "worst case not checked");
+        let needed = self.tables_to_map(ipa, pfns, blocks);
+        assert!(needed <= self.tables_free(), "worst case not checked");
         let aligned = ipa.0 % GROUP == pfns.start().0 % GROUP;
         for group in groups(&range) {
             let large = blocks.contains(BlockSizes::BLOCK_2M) && aligned;
@@ -288,6 +295,8 @@ pub struct FakeCpu {
     pub scenes: VecDeque<Scene>,
     /// Values that device registers return, one a read; the last one stays.
     pub registers: BTreeMap<PhysAddr, VecDeque<u64>>,
+    /// Device registers that nothing answers for.
+    pub absent: BTreeSet<PhysAddr>,
     /// Answers of the firmware; zeroes after the last one.
     pub answers: VecDeque<[u64; 4]>,
     /// What a probe returns.
@@ -349,12 +358,19 @@ impl Frames for FakeCpu {
         self.with_page(pfn, |page| page[offset..offset + bytes.len()].copy_from_slice(bytes));
     }
 
-    fn read_register(&mut self, addr: PhysAddr, _width: RegisterWidth) -> u64 {
+    fn forget_instructions(&mut self) {
+        log(Op::ForgetInstructions);
+    }
+
+    fn read_register(&mut self, addr: PhysAddr, _width: RegisterWidth) -> Option<u64> {
         log(Op::ReadRegister { addr });
+        if self.absent.contains(&addr) {
+            return None;
+        }
         match self.registers.get_mut(&addr) {
-            Some(values) if values.len() > 1 => values.pop_front().unwrap_or(0),
-            Some(values) => values.front().copied().unwrap_or(0),
-            None => 0,
+            Some(values) if values.len() > 1 => values.pop_front(),
+            Some(values) => values.front().copied(),
+            None => Some(0),
         }
     }
 }

@@ -3,7 +3,7 @@
 use pfnguard_shared::call::GUEST_UID;
 use pfnguard_shared::info::{Capabilities, InfoSelector};
 use pfnguard_shared::trace::TraceKind;
-use pfnguard_shared::vm::{ContractFlags, Promise};
+use pfnguard_shared::vm::Promise;
 use pfnguard_shared::{
     GuestFunction, MAX_RANGE_PAGES, MemType, NO_PFN, PAGE_SHIFT, PAGE_SIZE, Status,
 };
@@ -203,7 +203,7 @@ fn query<M: Machine>(
     let ipa = known.ok_or(outside)?;
     let mut host = door.lock_host();
     let (host, guest) = host.with_guest(id)?;
-    if let Some(promised) = pfnmap::promise(&host.regions, id, &guest, ipa) {
+    if let Some(promised) = pfnmap::promise(&host.regions, id, ipa) {
         return Ok(Reply([promised.word, promised.pages, 0, 0]));
     }
     let (word, pages) = match ram_promise(host, &guest, &features, ipa.start()) {
@@ -233,9 +233,7 @@ fn ram_promise<M: Machine>(
         | FrameState::HypReadable
         | FrameState::GuestOwned { .. } => {}
     }
-    if guest.contract.contains(ContractFlags::MTE) {
-        promise = promise.with(Promise::TAGS);
-    }
+    // Never `TAGS`: the world switch keeps no tag state apart, so guests run without (HCR_EL2.ATA).
     if features.capabilities.contains(Capabilities::LSE) {
         promise = promise.with(Promise::ATOMICS);
     }

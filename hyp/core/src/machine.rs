@@ -110,8 +110,8 @@ pub trait GuestStage2: Send {
     /// Returns the number of table pages in the pool.
     fn tables_free(&self) -> u64;
 
-    /// Returns the most table pages that mapping `ipa` can take.
-    fn tables_to_map(&self, ipa: IpaRange) -> u64;
+    /// Returns the most table pages that [`Self::map`] with the same arguments can take.
+    fn tables_to_map(&self, ipa: IpaPfn, pfns: PfnRange, blocks: BlockSizes) -> u64;
 
     /// Returns the most table pages that unmapping `ipa` can take (splitting of blocks).
     fn tables_to_unmap(&self, ipa: IpaRange) -> u64;
@@ -170,8 +170,13 @@ pub trait Frames {
     /// Copies `bytes` into one frame. `offset + bytes.len()` is at most a page.
     fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]);
 
-    /// Reads a device register of `width` bytes (4 or 8), aligned, after all earlier writes.
-    fn read_register(&mut self, addr: PhysAddr, width: RegisterWidth) -> u64;
+    /// Makes every CPU forget instructions that it fetched: what is executed next comes from
+    /// memory as it is. Needed only where instruction caches do not follow data (no DIC).
+    fn forget_instructions(&mut self);
+
+    /// Reads a device register, aligned to `width`, after all earlier writes; `None` where nothing
+    /// answers (synchronous external abort): the host may have switched the device off.
+    fn read_register(&mut self, addr: PhysAddr, width: RegisterWidth) -> Option<u64>;
 }
 
 /// Width of a device register.

@@ -84,12 +84,12 @@ pub fn host_share_guest<M: Machine>(
     if guest.contract.contains(ContractFlags::PROTECTED) {
         return Err(HcallError::Contract);
     }
-    check_target(host, &guest, vm, &ipa, &features)?;
+    check_target(host, &guest, vm, (pages, ipa), &features)?;
     let lend = host.vmemmap.check_steps(pages, FrameState::HostOwned, vm, lend_step)?;
     let old = lend.first().page_state();
 
     hand_over(cpu, &features, pages);
-    guest.stage2.map(ipa.start(), pages, ram_attrs(perms), BlockSizes::ALL);
+    guest.stage2.map(ipa.start(), pages, ram_attrs(perms), RAM_BLOCKS);
     lend.commit(vm);
     guest.borrowed_pages += pages.pages();
     record(cpu, vm.raw(), &pages, old, PageState::HostSharedGuest);
@@ -140,12 +140,12 @@ pub fn host_donate_guest<M: Machine>(
     let mut host = door.lock_host();
     let (host, mut guest) = host.with_guest(vm)?;
     guest.check_state(VmState::Active)?;
-    check_target(host, &guest, vm, &ipa, &features)?;
+    check_target(host, &guest, vm, (pages, ipa), &features)?;
     let donation = host.vmemmap.check(pages, FrameState::HostOwned)?;
 
     host.stage2.unmap(pages);
     hand_over(cpu, &features, pages);
-    guest.stage2.map(ipa.start(), pages, ram_attrs(Perms::ALL), BlockSizes::ALL);
+    guest.stage2.map(ipa.start(), pages, ram_attrs(Perms::ALL), RAM_BLOCKS);
     donation.commit(FrameState::GuestOwned { vm });
     guest.owned_pages += pages.pages();
     record(cpu, vm.raw(), &pages, PageState::HostOwned, PageState::GuestOwned);
@@ -302,10 +302,14 @@ fn return_borrowed<M: Machine>(host: &mut Host<M>, id: VmId, vm: &mut Vm<M>, pfn
 }
 
 /// Without FEAT_S2FWB an owner can reach RAM around the caches: what changes hands is cleaned and
-/// invalidated, so that no owner sees another's stale lines.
+/// invalidated, so that no owner sees another's stale lines. Without DIC the same holds for
+/// instructions that were fetched from it.
 pub(crate) fn hand_over<M: Machine>(cpu: &mut Cpu<M>, features: &Features, pages: PfnRange) {
     if !features.capabilities.contains(Capabilities::FWB) {
         cpu.local.clean_invalidate(pages);
+    }
+    if !features.capabilities.contains(Capabilities::DIC) {
+        cpu.local.forget_instructions();
     }
 }
 
@@ -327,6 +331,9 @@ pub(crate) fn record<M: Machine>(
     let event = Event { kind: TraceKind::Ownership, vm, a: pages.start().0, b: pages.pages(), c };
     cpu.trace.record(cpu.local.now(), event);
 }
+
+/// RAM comes in pages and 2 MiB blocks: no call moves more than one such block.
+const RAM_BLOCKS: BlockSizes = BlockSizes::PAGE.with(BlockSizes::BLOCK_2M);
 
 /// Guest RAM is always write-back (R15).
 fn ram_attrs(perms: Perms) -> Stage2Attrs {
@@ -385,15 +392,15 @@ fn check_target<M: Machine>(
     host: &Host<M>,
     guest: &Vm<M>,
     vm: VmId,
-    ipa: &IpaRange,
+    (pages, ipa): (PfnRange, IpaRange),
     features: &Features,
 ) -> Result<(), HcallError> {
-    check_limit(ipa, features)?;
-    let mapped = guest.stage2.first_mapped(*ipa);
-    match mapped.or_else(|| host.regions.first_bound(vm, ipa)) {
-        Some(ipa) => Err(HcallError::IpaOccupied { ipa }),
-        None => check_tables(host, guest, vm, guest.stage2.tables_to_map(*ipa)),
+    check_limit(&ipa, features)?;
+    let mapped = guest.stage2.first_mapped(ipa);
+    if let Some(ipa) = mapped.or_else(|| host.regions.first_bound(vm, &ipa)) {
+        return Err(HcallError::IpaOccupied { ipa });
     }
+    check_tables(host, guest, vm, guest.stage2.tables_to_map(ipa.start(), pages, RAM_BLOCKS))
 }
 
 fn check_limit(ipa: &IpaRange, features: &Features) -> Result<(), HcallError> {

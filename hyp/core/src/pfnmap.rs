@@ -8,13 +8,12 @@ mod arg_page;
 mod query;
 mod release;
 
-use pfnguard_shared::Mode;
-use pfnguard_shared::PAGE_SHIFT;
-use pfnguard_shared::info::RegionState;
+use pfnguard_shared::info::{Capabilities, RegionState};
 use pfnguard_shared::manifest::{RegionClass, RegionFlags};
 use pfnguard_shared::request::{HostAlias, Request, RequestFlags};
 use pfnguard_shared::trace::TraceKind;
 use pfnguard_shared::vm::VmState;
+use pfnguard_shared::{Mode, PAGE_SHIFT, Perms};
 
 use crate::addr::{IpaPfn, IpaRange};
 use crate::decide::{Applicant, BindRequest, Grant, decide};
@@ -98,7 +97,7 @@ fn plan<M: Machine>(
         return Err(HcallError::IpaOccupied { ipa });
     }
     host.regions.check_room(id)?;
-    let tables = vm.stage2.tables_to_map(ipa);
+    let tables = vm.stage2.tables_to_map(ipa.start(), request.pfns, grant.blocks);
     check_tables(host, id, vm, tables)?;
     Ok(Plan { grant, tables })
 }
@@ -156,7 +155,7 @@ fn commit<M: Machine>(
     vm.bindings = vm.bindings.saturating_add(1);
     vm.bound_once = BoundOnce::Yes;
     if request.flags.contains(RequestFlags::MAP_NOW) {
-        install(host, vm, &binding, plan.grant);
+        install(host, cpu, vm, &binding, plan.grant);
     }
 }
 
@@ -175,7 +174,17 @@ fn take_from_host<M: Machine>(host: &mut Host<M>, cpu: &mut Cpu<M>, id: RegionId
     }
 }
 
-fn install<M: Machine>(host: &mut Host<M>, vm: &mut Vm<M>, binding: &Binding, grant: Grant) {
+fn install<M: Machine>(
+    host: &mut Host<M>,
+    cpu: &mut Cpu<M>,
+    vm: &mut Vm<M>,
+    binding: &Binding,
+    grant: Grant,
+) {
+    let coherent = host.regions.capabilities().contains(Capabilities::DIC);
+    if grant.attrs.perms.contains(Perms::EXEC) && !coherent {
+        cpu.local.forget_instructions();
+    }
     vm.stage2.map(binding.ipa.start(), binding.pfns, grant.attrs, grant.blocks);
     host.regions.set_mapped(binding.vm, binding.ipa.start());
 }
@@ -187,7 +196,7 @@ fn install<M: Machine>(host: &mut Host<M>, vm: &mut Vm<M>, binding: &Binding, gr
 /// should it have become refusable.
 pub fn map<M: Machine>(
     door: &mut Unlocked<'_, M>,
-    _cpu: &mut Cpu<M>,
+    cpu: &mut Cpu<M>,
     id: VmId,
     ipa: IpaPfn,
 ) -> Result<Reply, HcallError> {
@@ -197,7 +206,7 @@ pub fn map<M: Machine>(
     let binding = *host.regions.binding_at(id, ipa).ok_or(no_binding(ipa))?;
     match binding.state {
         BindingState::Mapped => {}
-        BindingState::Announced { .. } => map_announced(host, &mut vm, &binding)?,
+        BindingState::Announced { .. } => map_announced(host, cpu, &mut vm, &binding)?,
     }
     Ok(Reply::NONE)
 }
@@ -205,7 +214,7 @@ pub fn map<M: Machine>(
 /// Serves a guest's stage-2 fault at `ipa`.
 pub fn guest_fault<M: Machine>(
     door: &mut Unlocked<'_, M>,
-    _cpu: &mut Cpu<M>,
+    cpu: &mut Cpu<M>,
     id: VmId,
     ipa: IpaPfn,
 ) -> GuestFault {
@@ -217,7 +226,7 @@ pub fn guest_fault<M: Machine>(
     let Some(&binding) = host.regions.binding_at(id, ipa) else { return GuestFault::Unbound };
     match binding.state {
         BindingState::Mapped => GuestFault::AlreadyMapped,
-        BindingState::Announced { .. } => match map_announced(host, &mut vm, &binding) {
+        BindingState::Announced { .. } => match map_announced(host, cpu, &mut vm, &binding) {
             Ok(()) => GuestFault::Mapped,
             Err(refusal) => GuestFault::Refused(refusal),
         },
@@ -228,18 +237,19 @@ pub fn guest_fault<M: Machine>(
 /// a refusal here would be one that nobody could know at bind.
 fn map_announced<M: Machine>(
     host: &mut Host<M>,
+    cpu: &mut Cpu<M>,
     vm: &mut Vm<M>,
     binding: &Binding,
 ) -> Result<(), HcallError> {
     let applicant = Applicant { vm: Some(binding.vm), contract: vm.contract };
     let grant = decide(&host.regions, applicant, &announced_request(binding))?;
     assert_eq!(grant.attrs, binding.attrs(), "a decision changed after bind: hypervisor bug");
-    let needed = vm.stage2.tables_to_map(binding.ipa);
+    let needed = vm.stage2.tables_to_map(binding.ipa.start(), binding.pfns, grant.blocks);
     let left = vm.stage2.tables_free();
     if needed > left {
         return Err(HcallError::NoTables { needed, left });
     }
-    install(host, vm, binding, grant);
+    install(host, cpu, vm, binding, grant);
     Ok(())
 }
 

@@ -54,8 +54,9 @@ pub fn start_timer(fraction: u64) {
     write_register!("cntp_ctl_el0", 1);
 }
 
-fn ticks(seconds: u64, fraction: u64) -> u64 {
-    read_register!("cntfrq_el0").saturating_mul(seconds) / fraction
+/// Returns `count` times 1 / `fraction` of a second.
+fn ticks(count: u64, fraction: u64) -> u64 {
+    read_register!("cntfrq_el0").saturating_mul(count) / fraction
 }
 
 /// Stops the timer; its interrupt is a level and goes with it.
@@ -73,10 +74,10 @@ pub fn finish_timer() -> Outcome {
     ensure(pending == u64::from(TIMER), "the pending interrupt is not the timer's")
 }
 
-/// Does `work`, in which a guest may run, with an interrupt pending after `seconds`: a guest that
-/// does not stop is a failed test instead of a machine that hangs.
-pub fn bounded<T>(seconds: u64, work: impl FnOnce() -> T) -> T {
-    write_register!("cntp_cval_el0", read_register!("cntpct_el0") + ticks(seconds, 1));
+/// Does `work`, in which a guest may run, with an interrupt pending after `milliseconds`: a guest
+/// that does not stop is a failed test instead of a machine that hangs.
+pub fn bounded<T>(milliseconds: u64, work: impl FnOnce() -> T) -> T {
+    write_register!("cntp_cval_el0", read_register!("cntpct_el0") + ticks(milliseconds, 1_000));
     write_register!("cntp_ctl_el0", 1);
     let done = work();
     stop_timer();

@@ -145,6 +145,8 @@ global_asm!(
     "4: .skip 0x200",
     "mrs x1, esr_el1",
     "mrs x19, elr_el1",
+    "mov x2, x19",
+    "mrs x3, spsr_el1",
     "yield_call",
     "add x19, x19, #4",
     "msr elr_el1, x19",

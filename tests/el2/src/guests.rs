@@ -179,18 +179,26 @@ fn smc() -> Outcome {
 
 fn undefined() -> Outcome {
     with_guest(Program::Undefined, 0, |vm| {
-        for _ in 0..3 {
-            let [esr, _, _] = vm.run_to_yield()?;
+        // FP while it is off, then CPACR_EL1 and FP if the hypervisor keeps them, then HCR_EL2.
+        let mut last = [0; 3];
+        for _ in 0..4 {
+            let [esr, elr, status] = vm.run_to_yield()?;
             if esr == 1 {
-                // FP works for this guest; the register of EL2 did not.
+                ensure(last[1] == HCR_READ, "reading HCR_EL2 was no exception")?;
                 return Ok(());
             }
             let class = esr >> 26;
             ensure(class == 0 || class == 7, "exception is not an undefined instruction")?;
+            equal(status, 0x3c5, "SPSR_EL1 of the exception")?;
+            last = [esr, elr, status];
         }
-        equal(vm.run_to_yield()?[0], 1, "value after the vectors")
+        equal(vm.run_to_yield()?[0], 1, "value after the vectors")?;
+        equal(last[1], HCR_READ, "place of the last exception")
     })
 }
+
+/// Where the program reads HCR_EL2.
+const HCR_READ: u64 = 0x1_0020;
 
 fn interrupt() -> Outcome {
     with_guest(Program::Spin, 0, |vm| {

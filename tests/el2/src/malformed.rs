@@ -23,6 +23,8 @@ pub const TESTS: &[Test] = &[
 const PREY: u64 = 2048;
 /// `wfi`, twice: whatever guest is made of the prey stops at once.
 const HARMLESS: u64 = 0xd503_207f_d503_207f;
+/// Most milliseconds that a guest of these calls runs.
+const SPIN: u64 = 20;
 /// What the canary holds.
 const CANARY: u64 = 0xca_9a4e;
 /// Most VMs there can be.
@@ -164,7 +166,7 @@ fn all_regions_free() -> Outcome {
 fn call(function: u64, args: [u64; 5]) -> Outcome {
     let [a, b, c, d, e] = args;
     // Whatever a guest made of zeroes and random entry points does, it does not do it for long.
-    let answer = gic::bounded(1, || Hvc::call([function, a, b, c, d, e, 0, 0]));
+    let answer = gic::bounded(SPIN, || Hvc::call([function, a, b, c, d, e, 0, 0]));
     let no_status = [HostFunction::Uid, HostFunction::Revision];
     if no_status.iter().any(|f| u64::from(f.raw()) == function) {
         return Ok(());

@@ -91,7 +91,8 @@ fn take_back_under_reader() -> Outcome {
     let page = Pages::one(frames::take_one());
     Hyp::donate_guest(vm.id, page, DATA)?;
     let mut outcome = Ok(());
-    for _ in 0..ROUNDS {
+    let mut rounds = 0..ROUNDS;
+    while outcome.is_ok() && rounds.next().is_some() {
         let lent = vm.run_to_yield()?;
         outcome = outcome
             .and(equal(lent[0], 0, "answer to MEM_SHARE"))

@@ -10,7 +10,7 @@ use spin::Mutex;
 use crate::guest_code::Program;
 use crate::outcome::{Failure, Outcome, ensure, equal};
 use crate::suite::Test;
-use crate::vm::{CODE, DATA, RW, RWX, TestVm, VCPU, ipa_address, unexpected};
+use crate::vm::{CODE, DATA, RW, RWX, TestVm, ipa_address, unexpected};
 use crate::{Hyp, bars, frames, smp, suite, vm};
 
 /// This file's tests.
@@ -47,6 +47,7 @@ impl Reader {
     fn new() -> Result<Self, Failure> {
         let vm = TestVm::open()?;
         let code = vm.load(Program::Hammer, ipa_address(DATA))?;
+        vm.set(1, ipa_address(COUNTER))?;
         let counter = vm.lend(COUNTER, RW)?;
         Ok(Self { vm, counter, code })
     }
@@ -55,10 +56,8 @@ impl Reader {
         frames::read(frames::address(self.counter))
     }
 
-    /// Runs the guest on the second CPU until it has counted.
+    /// Runs the guest on the second CPU, from where it stopped, until it has counted.
     fn start(&self) -> Outcome {
-        Hyp::vcpu_init(self.vm.id, VCPU, ipa_address(CODE), ipa_address(DATA))?;
-        self.vm.set(1, ipa_address(COUNTER))?;
         let before = self.count();
         VM.store(u64::from(self.vm.id.0), Ordering::Release);
         *EXIT.lock() = None;
@@ -83,14 +82,15 @@ fn unshare_under_guest() -> Outcome {
     smp::required()?;
     let reader = Reader::new()?;
     let mut raced = Ok(());
-    for _ in 0..ROUNDS {
+    let mut rounds = 0..ROUNDS;
+    while raced.is_ok() && rounds.next().is_some() {
         let page = reader.vm.lend(DATA, RW)?;
         reader.start()?;
         reader.vm.unlend(page, DATA)?;
         let seen = reader.count();
         // What the host writes now is none of the guest's business.
         frames::write(frames::address(page), 0x5ec2e7);
-        raced = raced.and(reader.stop(seen, DATA));
+        raced = reader.stop(seen, DATA);
         let last = frames::read(frames::address(reader.counter) + 8);
         raced = raced.and(equal(last, 0, "value that the guest read last"));
     }
@@ -105,7 +105,8 @@ fn unbind_under_guest() -> Outcome {
         bars::find(functions, |_, info| bars::allows(info, Mode::Share, MemType::Device))?;
     let reader = Reader::new()?;
     let mut raced = Ok(());
-    for _ in 0..ROUNDS {
+    let mut rounds = 0..ROUNDS;
+    while raced.is_ok() && rounds.next().is_some() {
         let (vm, bar) = (reader.vm.id.0, &granted.bar);
         let mut request = bars::request(vm, bar, DATA.0, Mode::Share, MemType::Device);
         request.pages = 1;
@@ -113,7 +114,7 @@ fn unbind_under_guest() -> Outcome {
         reader.start()?;
         let state = Hyp::pfnmap_unbind(reader.vm.id, DATA)?;
         let seen = reader.count();
-        raced = raced.and(reader.stop(seen, DATA));
+        raced = reader.stop(seen, DATA);
         bars::settle(granted.region, state);
     }
     reader.vm.destroy(&[])?;
@@ -125,11 +126,12 @@ fn code_under_guest() -> Outcome {
     let reader = Reader::new()?;
     let page = reader.vm.lend(DATA, RW)?;
     let mut raced = Ok(());
-    for _ in 0..ROUNDS {
+    let mut rounds = 0..ROUNDS;
+    while raced.is_ok() && rounds.next().is_some() {
         reader.start()?;
         reader.vm.unlend(reader.code, CODE)?;
         let seen = reader.count();
-        raced = raced.and(reader.stop(seen, CODE));
+        raced = reader.stop(seen, CODE);
         Hyp::share_guest(reader.vm.id, Pages::one(reader.code), CODE, RWX)?;
     }
     reader.vm.unlend(page, DATA)?;

@@ -62,14 +62,6 @@ impl<T: Stage2Tlb> GuestTables<T> {
         self.regs
     }
 
-    /// Returns the exact number of table pages that mapping `pfns` from `ipa` on with `blocks`
-    /// takes.
-    pub fn tables_for(&self, ipa: IpaPfn, pfns: PfnRange, blocks: BlockSizes) -> u64 {
-        let past = ipa.0 + pfns.pages();
-        let plan = Plan { first: ipa.0, past, pfn: pfns.start().0, blocks };
-        plan.tables(&self.walk())
-    }
-
     /// Returns a walker of the tables, which must still exist.
     fn walk(&self) -> Walk {
         assert_eq!(self.life, Life::Live, "destroyed tables are in use: hypervisor bug");
@@ -121,11 +113,10 @@ impl<T: Stage2Tlb> GuestStage2 for GuestTables<T> {
         self.tables.pool().free()
     }
 
-    /// Counts for single pages, because the frames are unknown; [`GuestTables::tables_for`] is
-    /// exact.
-    fn tables_to_map(&self, ipa: IpaRange) -> u64 {
-        let (first, past) = (ipa.start().0, ipa.end().0);
-        let plan = Plan { first, past, pfn: first, blocks: BlockSizes::PAGE };
+    /// Exact.
+    fn tables_to_map(&self, ipa: IpaPfn, pfns: PfnRange, blocks: BlockSizes) -> u64 {
+        let past = ipa.0 + pfns.pages();
+        let plan = Plan { first: ipa.0, past, pfn: pfns.start().0, blocks };
         plan.tables(&self.walk())
     }
 

@@ -203,7 +203,7 @@ fn mapping_over_a_translation_is_our_own_bug() {
 fn a_gibibyte_of_a_region_is_one_descriptor_without_tables() {
     let (mut guest, memory, tlb) = guest(1);
     let (ipa, frames) = (IpaPfn(2 * GIB), pfns(32 * GIB, GIB));
-    assert_eq!(guest.tables_for(ipa, frames, BlockSizes::ALL), 0);
+    assert_eq!(guest.tables_to_map(ipa, frames, BlockSizes::ALL), 0);
     guest.map(ipa, frames, DEVICE, BlockSizes::ALL);
     assert_eq!(guest_leaf(&guest, &memory, 2 * GIB + 5), Some((32 * GIB + 5, GIB)));
     let leaf = GuestLeaf { pfn: Pfn(32 * GIB + 5), attrs: DEVICE };
@@ -223,7 +223,7 @@ fn blocks_are_no_larger_than_allowed() {
     for (blocks, pages) in table {
         let (mut guest, memory, _) = guest(515);
         let (ipa, frames) = (IpaPfn(0), pfns(GIB, GIB));
-        let needed = guest.tables_for(ipa, frames, blocks);
+        let needed = guest.tables_to_map(ipa, frames, blocks);
         let free = guest.tables_free();
         guest.map(ipa, frames, RAM, blocks);
         assert_eq!(free - guest.tables_free(), needed, "{blocks:?}");
@@ -298,12 +298,12 @@ fn the_first_mapped_page_is_found_across_absent_subtrees() {
 #[test]
 fn the_worst_case_of_a_map_counts_missing_tables_only() {
     let (mut guest, _, _) = guest(8);
-    assert_eq!(guest.tables_to_map(ipas(10, 1)), 2);
-    assert_eq!(guest.tables_to_map(ipas(MIB_2 - 1, 2)), 3);
-    assert_eq!(guest.tables_to_map(ipas(GIB - 1, 2)), 4);
+    assert_eq!(guest.tables_to_map(IpaPfn(10), pfns(5, 1), BlockSizes::PAGE), 2);
+    assert_eq!(guest.tables_to_map(IpaPfn(MIB_2 - 1), pfns(5, 2), BlockSizes::PAGE), 3);
+    assert_eq!(guest.tables_to_map(IpaPfn(GIB - 1), pfns(5, 2), BlockSizes::PAGE), 4);
     guest.map(IpaPfn(10), pfns(1, 1), RAM, BlockSizes::PAGE);
-    assert_eq!(guest.tables_to_map(ipas(11, 1)), 0);
-    assert_eq!(guest.tables_to_map(ipas(MIB_2, 1)), 1);
+    assert_eq!(guest.tables_to_map(IpaPfn(11), pfns(5, 1), BlockSizes::PAGE), 0);
+    assert_eq!(guest.tables_to_map(IpaPfn(MIB_2), pfns(5, 1), BlockSizes::PAGE), 1);
 }
 
 #[test]
@@ -367,8 +367,7 @@ fn random_guest_operations_agree_with_a_map_from_page_to_page() {
             // The same offset in a 2 MiB block half of the time.
             let frame = first + 8 * GIB + random.below(2) * 3;
             let frames = pfns(frame, pages);
-            let needed = guest.tables_for(IpaPfn(first), frames, BlockSizes::ALL);
-            assert!(needed <= guest.tables_to_map(range));
+            let needed = guest.tables_to_map(IpaPfn(first), frames, BlockSizes::ALL);
             guest.map(IpaPfn(first), frames, RAM, BlockSizes::ALL);
             assert_eq!(free - guest.tables_free(), needed, "round {round}");
             model.extend((0..pages).map(|page| (first + page, frame + page)));

@@ -540,8 +540,10 @@ fn a_dying_vm_returns_what_it_borrows_run_by_run_and_no_other_vms() {
     ok(call(&hv, c, F::VmTeardown, &[a]));
     let clean = |range| Op::CleanInvalidate { range };
     let log = take_log();
-    assert_eq!(log[..2], [clean(pages(PAGE, 8)), clean(pages(PAGE + 32, 8))]);
-    assert!(matches!(log[2..], [Op::GuestDestroy { .. }]));
+    let (first, second) = (clean(pages(PAGE, 8)), clean(pages(PAGE + 32, 8)));
+    let forget = Op::ForgetInstructions;
+    assert_eq!(log[..4], [first, forget.clone(), second, forget]);
+    assert!(matches!(log[4..], [Op::GuestDestroy { .. }]));
     assert_eq!(state(&hv, PAGE), FrameState::HostSharedGuest { count: 1 });
     assert_eq!(state(&hv, PAGE + 4), FrameState::HostOwned);
     assert_consistent(&hv);

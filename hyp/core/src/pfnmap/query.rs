@@ -1,10 +1,10 @@
 //! Calls that change nothing: CHECK, PROBE, REGION_INFO, and what a guest was promised.
 
+use pfnguard_shared::Mode;
 use pfnguard_shared::info::{Capabilities, RegionInfo};
 use pfnguard_shared::manifest::RegionFlags;
 use pfnguard_shared::request::{CHECK_DECISIONS_OFFSET, Decision, Request};
 use pfnguard_shared::vm::{ContractFlags, Promise, VmState};
-use pfnguard_shared::{MemType, Mode};
 
 use super::{ArgPage, check_ipa, plan, record_decision};
 use crate::addr::{IpaPfn, IpaRange, PFN_LIMIT};
@@ -12,10 +12,10 @@ use crate::decide::BindRequest;
 use crate::dispatch::Reply;
 use crate::error::HcallError;
 use crate::hypervisor::{Cpu, HostGuard, Unlocked};
-use crate::machine::{GuestStage2, Machine, TagAccess, World};
+use crate::machine::{GuestStage2, Machine, World};
 use crate::manifest::Entry;
 use crate::region::{Binding, RegionId, RegionTable};
-use crate::vm::{Vm, VmId};
+use crate::vm::VmId;
 
 /// What a guest was promised about a PFNMAP page (R23).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,15 +140,10 @@ fn describe(regions: &RegionTable, id: RegionId) -> Result<RegionInfo, HcallErro
 
 /// Returns what the guest was promised from the first page of `ipa` on, as far as one binding
 /// reaches (R23), or `None` where no binding holds that page.
-pub fn promise<M: Machine>(
-    regions: &RegionTable,
-    id: VmId,
-    vm: &Vm<M>,
-    ipa: IpaRange,
-) -> Option<Promised> {
+pub fn promise(regions: &RegionTable, id: VmId, ipa: IpaRange) -> Option<Promised> {
     let binding = regions.binding_at(id, ipa.start())?;
     let entry = &regions.get(binding.region).ok()?.entry;
-    let bits = promise_bits(binding, entry, vm.contract, regions.capabilities());
+    let bits = promise_bits(binding, entry, regions.capabilities());
     let word = u64::from(binding.perms.raw())
         | u64::from(binding.mem_type.raw()) << 8
         | u64::from(bits.raw()) << 16;
@@ -156,21 +151,12 @@ pub fn promise<M: Machine>(
     Some(Promised { word, pages })
 }
 
-fn promise_bits(
-    binding: &Binding,
-    entry: &Entry,
-    contract: ContractFlags,
-    capabilities: Capabilities,
-) -> Promise {
-    let tagged = contract.contains(ContractFlags::MTE)
-        && binding.mem_type == MemType::Cacheable
-        && binding.tags == TagAccess::Allowed
-        && entry.flags.contains(RegionFlags::TAGS);
+/// Never `TAGS`: the world switch keeps no tag state apart, so guests run without (HCR_EL2.ATA).
+fn promise_bits(binding: &Binding, entry: &Entry, capabilities: Capabilities) -> Promise {
     let atomics =
         entry.flags.contains(RegionFlags::ATOMICS) && capabilities.contains(Capabilities::LSE);
     [
         (binding.mode == Mode::Share, Promise::SHARED),
-        (tagged, Promise::TAGS),
         (entry.flags.contains(RegionFlags::EXCLUSIVES), Promise::EXCLUSIVES),
         (atomics, Promise::ATOMICS),
     ]

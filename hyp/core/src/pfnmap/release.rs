@@ -98,17 +98,18 @@ fn zero_unheld<M: Machine>(host: &Host<M>, cpu: &mut Cpu<M>, binding: &Binding) 
     }
 }
 
-/// Tries to satisfy a reset contract (R41).
+/// Tries to satisfy a reset contract (R41). A device that does not answer has not been reset (R42).
 fn after_reset<M: Machine>(cpu: &mut Cpu<M>, reset: &Reset) -> Hold {
     match *reset {
         Reset::None => Hold::Free,
         Reset::Readback(register) => {
-            cpu.local.read_register(register.addr, register.width);
-            Hold::Free
+            let answer = cpu.local.read_register(register.addr, register.width);
+            answer.map_or(Hold::Lost, |_| Hold::Free)
         }
         Reset::Poll { register, mask, value, bound } => {
-            let mut read = || cpu.local.read_register(register.addr, register.width);
-            if (0..bound).any(|_| read() & mask == value) { Hold::Free } else { Hold::Lost }
+            let read = |_| cpu.local.read_register(register.addr, register.width);
+            let mut reads = (0..bound).map_while(read);
+            if reads.any(|read| read & mask == value) { Hold::Free } else { Hold::Lost }
         }
         Reset::External => Hold::Quarantined,
     }

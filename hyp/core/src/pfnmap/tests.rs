@@ -218,14 +218,18 @@ fn r30_an_announced_binding_is_installed_by_map_or_by_the_first_access() {
 fn r30_nothing_takes_the_tables_of_an_announced_binding() {
     let mut bench = both();
     let vm = bench.create(ContractFlags::NONE, TABLES + 16, 4); // the root, and three
-    let mut wire = lazily(share(MemType::Device)); // spans three tables
-    wire.vm = u16::try_from(vm).unwrap();
+    let wire = unaligned(vm, lazily(share(MemType::Device)));
     bench.bind(&wire);
     let donation = [vm, RAM.0 + 64, 0x8_0000, 1];
     let found = bench.refused(HostFunction::HostDonateGuest, &donation);
     assert_eq!(found, (Status::NoMemory, None));
-    bench.done(HostFunction::PfnmapMap, &[vm, MEMORY.0]);
+    bench.done(HostFunction::PfnmapMap, &[vm, wire.ipa_pfn]);
     assert_consistent(&bench.hv);
+}
+
+/// The request for `vm`, where no block fits: it spans three tables.
+fn unaligned(vm: u64, wire: Request) -> Request {
+    Request { vm: u16::try_from(vm).unwrap(), ipa_pfn: wire.ipa_pfn + 1, ..wire }
 }
 
 #[test]
@@ -233,7 +237,7 @@ fn r30_a_bind_that_could_lack_tables_at_map_is_refused_at_bind() {
     let mut bench = both();
     let vm = bench.create(ContractFlags::NONE, TABLES + 16, 3);
     for wire in [share(MemType::Device), lazily(share(MemType::Device))] {
-        let wire = Request { vm: u16::try_from(vm).unwrap(), ..wire };
+        let wire = unaligned(vm, wire);
         assert_eq!(bench.refused_bind(&wire), (Status::NoMemory, None));
         assert_eq!(bench.check(&wire).status, Status::NoMemory.raw());
     }
@@ -243,9 +247,9 @@ fn r30_a_bind_that_could_lack_tables_at_map_is_refused_at_bind() {
 fn r30_unbinding_an_announced_binding_frees_its_tables() {
     let mut bench = both();
     let vm = bench.create(ContractFlags::NONE, TABLES + 16, 4);
-    let wire = lazily(Request { vm: u16::try_from(vm).unwrap(), ..share(MemType::Device) });
+    let wire = unaligned(vm, lazily(share(MemType::Device)));
     bench.bind(&wire);
-    bench.unbind(vm, MEMORY.0);
+    bench.unbind(vm, wire.ipa_pfn);
     bench.done(HostFunction::HostDonateGuest, &[vm, RAM.0 + 64, 0x8_0000, 1]);
 }
 
@@ -530,6 +534,17 @@ fn r42_a_poll_that_fails_loses_the_region_for_good_and_leaves_a_record() {
 }
 
 #[test]
+fn r42_a_device_that_does_not_answer_has_not_been_reset() {
+    for reset in [poll(3), Reset::Readback(register())] {
+        let mut bench = memory_with(reset);
+        bench.cpu.local.absent.insert(register().addr);
+        bench.bind(&donate(MemType::Device));
+        assert_eq!(bench.unbind(0, MEMORY.0), raw(RegionState::Lost));
+        assert_eq!(bench.refused_bind(&donate(MemType::Device)), (Status::Busy, Some(Rule::R42)));
+    }
+}
+
+#[test]
 fn r43_a_quirked_region_shows_its_reason() {
     let mut entry = memory();
     entry.flags = entry.flags.with(RegionFlags::QUIRKED);
@@ -583,11 +598,10 @@ fn r23_a_guest_is_told_what_its_binding_promises() {
     let mut bench = both();
     bench.bind(&lazily(share(MemType::AnyUncached)));
     let mut door = bench.hv.enter();
-    let mut guard = door.lock_host();
-    let (host, vm) = guard.with_guest(id(0)).unwrap();
+    let host = door.lock_host();
     let ask = |ipa, pages| {
         let ipa = IpaRange::new(IpaPfn(ipa), pages).unwrap();
-        promise(&host.regions, id(0), &vm, ipa)
+        promise(&host.regions, id(0), ipa)
     };
     let promised = ask(MEMORY.0 + 0x3ff, 100).unwrap();
     assert_eq!(promised.pages, 1);
