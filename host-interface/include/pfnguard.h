@@ -608,6 +608,11 @@ typedef uint64_t __u64;
  * No action through a Normal-NC mapping can cause an uncontained failure (R04).
  */
 #define PFNGUARD_ENTRY_NC_SAFE			(1U << 6)
+/*
+ * The host has no access either: registers through which it could make a device
+ * write anywhere, and no SMMU would see it (a GIC ITS). Nothing can be granted.
+ */
+#define PFNGUARD_ENTRY_HOST_CLOSED		(1U << 7)
 
 /* ResetKind: reset contract of a region */
 /* Nothing. */

@@ -86,6 +86,9 @@ bits! {
         QUIRKED = 5,
         /// No action through a Normal-NC mapping can cause an uncontained failure (R04).
         NC_SAFE = 6,
+        /// The host has no access either: registers through which it could make a device write
+        /// anywhere, and no SMMU would see it (a GIC ITS). Nothing can be granted.
+        HOST_CLOSED = 7,
     }
 }
 

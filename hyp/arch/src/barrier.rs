@@ -39,3 +39,9 @@ barrier!(
     isb,
     "isb"
 );
+barrier!(
+    /// Waits until profiling (`PSB CSYNC`) and trace (`TSB CSYNC`) have written what they hold;
+    /// both are hints, and do nothing where there is neither unit.
+    drain_profiling,
+    "hint #17\nhint #18\ndsb nsh"
+);

@@ -5,7 +5,8 @@
 
 use arm_sysregs::el1::registers::IdAa64mmfr3El1;
 use arm_sysregs::el2::registers::{
-    CnthctlEl2, CptrEl2, HcrEl2, HcrxEl2, HfgrtrEl2, HfgwtrEl2, MdcrEl2, SctlrEl2,
+    CnthctlEl2, CptrEl2, HcrEl2, HcrxEl2, HfgrtrEl2, HfgwtrEl2, IccSreEl2, IchHcrEl2, MdcrEl2,
+    Mpam2El2, SctlrEl2,
 };
 
 use crate::features::IdRegisters;
@@ -30,6 +31,11 @@ fn add<B: core::ops::BitOr<Output = B>, const N: usize>(base: B, options: [(B, b
     options.into_iter().filter(|(_, wanted)| *wanted).fold(base, |set, (bit, _)| set | bit)
 }
 
+/// `CPTR_EL2.TTA` with E2H = 0: accesses to the trace unit's system registers trap.
+const CPTR_TTA: CptrEl2 = CptrEl2::from_bits_retain(1 << 20);
+/// `MPAM2_EL2.TRAPMPAM0EL1`, `TRAPMPAM1EL1`: partition registers of EL1 and EL0 trap.
+const MPAM_TRAPS: Mpam2El2 = Mpam2El2::from_bits_retain(0b11 << 48);
+
 /// Control registers that differ between the host and a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Controls {
@@ -45,6 +51,23 @@ pub struct Controls {
     pub hcrx: Option<HcrxEl2>,
     /// `HFGRTR_EL2` and `HFGWTR_EL2`, with FEAT_FGT.
     pub fgt: Option<(HfgrtrEl2, HfgwtrEl2)>,
+    /// `ICC_SRE_EL2` and `ICH_HCR_EL2`, where the GIC has system registers.
+    pub gic: Option<(IccSreEl2, IchHcrEl2)>,
+    /// `MPAM2_EL2`, with FEAT_MPAM.
+    pub mpam: Option<Mpam2El2>,
+}
+
+/// The GIC's registers are the host's; the virtual interface is off.
+fn host_gic() -> (IccSreEl2, IchHcrEl2) {
+    let sre = IccSreEl2::SRE | IccSreEl2::DFB | IccSreEl2::DIB;
+    (sre | IccSreEl2::ENABLE, IchHcrEl2::default())
+}
+
+/// A guest's accesses trap, `ICC_SRE_EL1` included: nothing of the virtual interface is switched.
+fn guest_gic() -> (IccSreEl2, IchHcrEl2) {
+    let (sre, _) = host_gic();
+    let traps = IchHcrEl2::TC | IchHcrEl2::TALL0 | IchHcrEl2::TALL1;
+    (sre.difference(IccSreEl2::ENABLE), traps)
 }
 
 impl Controls {
@@ -56,11 +79,14 @@ impl Controls {
             cptr: CptrEl2::RES1.difference(CptrEl2::TZ | CptrEl2::TSM),
             // All counters for EL1; SPE and TRBE write their buffers through EL1's own stage 1 and
             // stage 2 (E2PB, E2TB = 0b11), so they reach what the host reaches and nothing else.
-            mdcr: MdcrEl2::default().with_hpmn(counters).with_e2pb(0b11).with_e2tb(0b11),
+            // HPMD, HCCD: nothing is counted at EL2.
+            mdcr: counting_stops_at_el2().with_hpmn(counters).with_e2pb(0b11).with_e2tb(0b11),
             // Physical counter and timer (EL1PCTEN, EL1PCEN): with E2H = 0 these are bits 0 and 1.
             cnthctl: CnthctlEl2::EL0PCTEN | CnthctlEl2::EL0VCTEN,
             hcrx: id.has_hcrx().then(|| host_hcrx(id)),
             fgt: id.has_fgt().then(|| host_fgt(id)),
+            gic: id.has_gic_registers().then(host_gic),
+            mpam: id.has_mpam().then_some(Mpam2El2::MPAMEN),
         }
     }
 
@@ -74,6 +100,7 @@ impl Controls {
                 (CptrEl2::TZ, id.has_sve()),
                 (CptrEl2::TSM, id.has_sme()),
                 (CptrEl2::TAM, id.has_amu()),
+                (CPTR_TTA, true),
             ],
         );
         Self {
@@ -85,15 +112,17 @@ impl Controls {
             hcrx: id.has_hcrx().then(HcrxEl2::default),
             // The `n…` bits are clear: registers of features that are not offered trap.
             fgt: id.has_fgt().then(|| (guest_read_traps(), guest_write_traps())),
+            gic: id.has_gic_registers().then(guest_gic),
+            mpam: id.has_mpam().then_some(Mpam2El2::MPAMEN.union(MPAM_TRAPS)),
         }
     }
 }
 
-/// Why each bit: VM, the host's stage 2. RW, EL1 is AArch64. TSC, PSCI starts CPUs in the
+/// Why each bit: VM, the host's stage 2. SWIO, set/way invalidation cleans too. RW, EL1 is AArch64. TSC, PSCI starts CPUs in the
 /// hypervisor and no call reaches EL3 unseen. TIDCP, implementation-defined registers include
 /// direct reads of cache and TLB memory on some cores.
 fn host_hcr(id: &IdRegisters) -> HcrEl2 {
-    let base = HcrEl2::VM | HcrEl2::RW | HcrEl2::TSC | HcrEl2::TIDCP;
+    let base = HcrEl2::VM | HcrEl2::SWIO | HcrEl2::RW | HcrEl2::TSC | HcrEl2::TIDCP;
     add(
         base,
         [
@@ -121,12 +150,17 @@ fn guest_hcr(id: &IdRegisters) -> HcrEl2 {
     add(base, [(HcrEl2::TERR | HcrEl2::TEA, id.has_ras()), (HcrEl2::TLOR, id.has_lor())])
 }
 
-/// Debug, PMU, SPE and trace are the host's: every access traps (E2PB, E2TB = 0: buffers cannot
-/// be those of the guest's regime).
+/// Event counters (HPMD, FEAT_PMUv3p1) and the cycle counter (HCCD, FEAT_PMUv3p5) stop at EL2.
+fn counting_stops_at_el2() -> MdcrEl2 {
+    MdcrEl2::HPMD | MdcrEl2::HCCD
+}
+
+/// Debug, PMU, SPE and trace are the host's: every access traps. E2PB, E2TB = 0b10: a buffer that
+/// the host left enabled belongs to EL1 and so to stage 2, never to EL2.
 fn guest_mdcr(id: &IdRegisters, counters: u8) -> MdcrEl2 {
     let debug = MdcrEl2::TDE | MdcrEl2::TDA | MdcrEl2::TDOSA | MdcrEl2::TDRA;
     add(
-        debug.with_hpmn(counters),
+        (debug | counting_stops_at_el2()).with_hpmn(counters).with_e2pb(0b10).with_e2tb(0b10),
         [
             (MdcrEl2::TPM | MdcrEl2::TPMCR, id.has_pmu()),
             (MdcrEl2::TPMS, id.has_spe()),
@@ -196,11 +230,9 @@ mod hardware {
     use arm_sysregs::el0::accessors::read_pmcr_el0;
     use arm_sysregs::el1::accessors::{read_midr_el1, read_mpidr_el1};
     use arm_sysregs::el2::accessors as el2;
-    use arm_sysregs::el2::registers::{
-        CnthpCtlEl2, CntvoffEl2, IccSreEl2, IchHcrEl2, Mpam2El2, MpamhcrEl2, VmpidrEl2, VpidrEl2,
-    };
+    use arm_sysregs::el2::registers::{CnthpCtlEl2, CntvoffEl2, MpamhcrEl2, VmpidrEl2, VpidrEl2};
 
-    use super::Controls;
+    use super::{Controls, host_gic};
     use crate::features::IdRegisters;
     use crate::sysreg::write;
     use crate::tlb::Stage2Regs;
@@ -244,6 +276,16 @@ mod hardware {
                 // SAFETY: as above.
                 unsafe { el2::write_hfgwtr_el2(write) };
             }
+            if let Some((sre, ich)) = self.gic {
+                // SAFETY: nothing at EL2 uses the GIC; SRE stays set.
+                unsafe { el2::write_icc_sre_el2(sre) };
+                // SAFETY: the virtual interface stays off.
+                unsafe { el2::write_ich_hcr_el2(ich) };
+            }
+            if let Some(mpam) = self.mpam {
+                // SAFETY: partition 0 for EL2; the traps act on EL1 and EL0 only.
+                unsafe { el2::write_mpam2_el2(mpam) };
+            }
         }
     }
 
@@ -255,11 +297,12 @@ mod hardware {
     pub unsafe fn init_cpu(id: &IdRegisters, host: &Controls, stage2: Stage2Regs) {
         write!("vtcr_el2", stage2.vtcr);
         write!("vttbr_el2", stage2.vttbr);
+        interrupts(id);
         // SAFETY: the host's controls with the host's stage 2.
         unsafe { host.load() };
         identity();
         timers(id);
-        interrupts(id);
+        profiling(id);
         vectors_and_partitions(id);
         fine_grained_traps(id);
         scrub_el1(id);
@@ -284,17 +327,25 @@ mod hardware {
         }
     }
 
-    /// The GIC's system registers are the host's; no virtual interrupt is ever pending.
+    /// The GIC's system registers exist from the next barrier on: `Controls::load` writes others.
     fn interrupts(id: &IdRegisters) {
-        if !id.has_gic_registers() {
-            return;
+        if id.has_gic_registers() {
+            // SAFETY: enables register access; nothing at EL2 uses the memory-mapped interface.
+            unsafe { el2::write_icc_sre_el2(host_gic().0) };
+            crate::barrier::isb();
         }
-        let all = IccSreEl2::SRE | IccSreEl2::DFB | IccSreEl2::DIB | IccSreEl2::ENABLE;
-        // SAFETY: enables register access; nothing at EL2 uses the memory-mapped interface.
-        unsafe { el2::write_icc_sre_el2(all) };
-        crate::barrier::isb();
-        // SAFETY: switches the virtual interface off, which nobody uses.
-        unsafe { el2::write_ich_hcr_el2(IchHcrEl2::default()) };
+    }
+
+    /// Profiling and trace record nothing of EL2; both are UNKNOWN out of reset.
+    fn profiling(id: &IdRegisters) {
+        if id.has_spe() {
+            // `PMSCR_EL2`.
+            write!("s3_4_c9_c9_0", 0);
+        }
+        if id.has_trace_filter() {
+            // `TRFCR_EL2`.
+            write!("s3_4_c1_c2_1", 0);
+        }
     }
 
     fn vectors_and_partitions(id: &IdRegisters) {
@@ -306,10 +357,6 @@ mod hardware {
             write!("s3_4_c1_c2_6", SMCR_FULL);
             // `SMPRIMAP_EL2`: streaming priorities as they are.
             write!("s3_4_c1_c2_5", 0);
-        }
-        if id.has_mpam() {
-            // SAFETY: partition 0 for EL2, no trap of EL1's registers.
-            unsafe { el2::write_mpam2_el2(Mpam2El2::MPAMEN) };
         }
         if id.has_mpam() && crate::sysreg::mpam_has_hcr() {
             // SAFETY: EL1's and EL0's partitions are not virtualised.
@@ -357,7 +404,8 @@ mod tests {
         let host = Controls::host(&bare(), 6);
         assert_eq!(host.cptr.bits(), 0x22ff);
         assert_eq!(host.cnthctl.bits(), 3);
-        assert_eq!(host.mdcr.bits(), 6 | 0b11 << 12 | 0b11 << 24);
+        let stopped_at_el2 = 1 << 17 | 1 << 23;
+        assert_eq!(host.mdcr.bits(), 6 | stopped_at_el2 | 0b11 << 12 | 0b11 << 24);
     }
 
     #[test]

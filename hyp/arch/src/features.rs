@@ -32,6 +32,7 @@ pub struct IdRegisters {
     pub isar1: IdAa64isar1El1,
     pub isar2: IdAa64isar2El1,
     pub dfr0: IdAa64dfr0El1,
+    pub dczid: u64,
 }
 
 impl IdRegisters {
@@ -53,6 +54,7 @@ impl IdRegisters {
             isar1: el1::read_id_aa64isar1_el1(),
             isar2: el1::read_id_aa64isar2_el1(),
             dfr0: el1::read_id_aa64dfr0_el1(),
+            dczid: crate::sysreg::read!("dczid_el0"),
         }
     }
 
@@ -207,12 +209,20 @@ impl IdRegisters {
             ("VMID bits", u64::from(mine.vmid_bits), u64::from(theirs.vmid_bits)),
             ("SVE", u64::from(self.pfr0.sve()), u64::from(other.pfr0.sve())),
             ("SME", u64::from(self.pfr1.sme()), u64::from(other.pfr1.sme())),
+            // One geometry serves all CPUs: a finer one would leave lines and bytes out (R40, R44).
+            ("data cache line", data_line(self), data_line(other)),
+            ("DCZID_EL0", self.dczid, other.dczid),
         ];
         pairs
             .into_iter()
             .find(|(_, mine, theirs)| mine != theirs)
             .map(|(what, mine, theirs)| Difference { what, mine, theirs })
     }
+}
+
+/// `CTR_EL0.DminLine`, bits 19:16.
+fn data_line(id: &IdRegisters) -> u64 {
+    id.ctr.bits() >> 16 & 0b1111
 }
 
 /// How two CPUs differ.

@@ -206,6 +206,8 @@ impl Stage2Tlb for HardwareTlb {
             issue(Op::DsbIshst);
             self.repeated(|| self.sequence_stage2(scope));
         } else {
+            // What the host's profiling and trace still hold belongs through the host's stage 2.
+            barrier::drain_profiling();
             // The full barrier also ends walks that began before the exception to EL2.
             issue(Op::DsbIsh);
             issue(Op::Select(regs));

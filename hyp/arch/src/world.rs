@@ -297,6 +297,7 @@ impl Switch {
     /// With `HCR_EL2.DC` stage 1 is off and everything is Normal write-back, untagged (Arm ARM).
     pub(crate) fn probe(&mut self, ipa: IpaPfn, vttbr: u64) -> u64 {
         let saved = [read!("par_el1"), read!("tcr_el1"), read!("sctlr_el1")];
+        crate::barrier::drain_profiling();
         stop_walks();
         select_stage2(Stage2Regs { vttbr, vtcr: self.guest_vtcr });
         // SAFETY: acts on EL1 only, which does not run before the host's value is back.

@@ -5,8 +5,8 @@ use pfnguard_shared::info::InfoSelector;
 use pfnguard_shared::trace::TraceKind;
 use pfnguard_shared::{ABI_MAJOR, ABI_MINOR, HostFunction, MAX_RANGE_PAGES, Rule, Status};
 
-use crate::addr::{PFN_LIMIT, Pfn, PfnRange};
-use crate::call::HostCall;
+use crate::addr::{IpaPfn, PFN_LIMIT, Pfn, PfnRange};
+use crate::call::{Args, function};
 use crate::error::HcallError;
 use crate::hypervisor::{Cpu, Host, Hypervisor, MAX_CPUS, MAX_VCPUS, MAX_VMS, Unlocked};
 use crate::machine::{Clock, Machine};
@@ -23,24 +23,27 @@ pub struct Reply(pub [u64; 4]);
 impl Reply {
     /// Nothing but success.
     pub const NONE: Self = Self([0; 4]);
-
-    fn to_registers(self) -> [u64; 8] {
-        let Self([x1, x2, x3, x4]) = self;
-        [Status::Success.to_register(), x1, x2, x3, x4, 0, 0, 0]
-    }
 }
 
 impl<M: Machine> Hypervisor<M> {
     /// Serves an `HVC #0` of the host: `regs` are its `x0..=x7`, in and out. Exactly one record of
     /// kind `HostCall` is written, whatever comes in.
+    #[inline]
     pub fn host_call(&self, cpu: &mut Cpu<M>, regs: &mut [u64; 8]) {
-        let event =
-            Event { kind: TraceKind::HostCall, vm: NO_VM, a: regs[0], b: regs[1], c: regs[2] };
-        let result = HostCall::decode(regs).and_then(|call| execute(&mut self.enter(), cpu, &call));
+        match function(regs[0]) {
+            Some(function) => self.known_call(cpu, regs, function),
+            None => self.refuse_immediate(cpu, regs),
+        }
+    }
+
+    #[inline(never)]
+    fn known_call(&self, cpu: &mut Cpu<M>, regs: &mut [u64; 8], function: HostFunction) {
+        let event = call_event(regs);
+        let result = execute(&mut self.enter(), cpu, function, Args(regs));
         let now = cpu.local.now();
         match result {
             Ok(answer) => {
-                *regs = answer;
+                *regs = answer.to_registers();
                 cpu.trace.record(now, event);
             }
             Err(error) => {
@@ -51,77 +54,148 @@ impl<M: Machine> Hypervisor<M> {
         }
     }
 
-    /// Refuses an `HVC` or `SMC` of the host whose immediate is not 0: nothing is defined there.
+    /// Refuses a call that is not defined: an unknown function, or an `HVC` or `SMC` whose
+    /// immediate is not 0.
     pub fn refuse_immediate(&self, cpu: &mut Cpu<M>, regs: &mut [u64; 8]) {
-        let event =
-            Event { kind: TraceKind::HostCall, vm: NO_VM, a: regs[0], b: regs[1], c: regs[2] };
+        let event = call_event(regs);
         let refusal = HcallError::UnknownFunction(regs[0]).refusal();
         *regs = refusal.to_registers();
         cpu.trace.refuse(cpu.local.now(), event, &refusal);
     }
 }
 
-/// Executes a decoded call and returns `x0..=x7`: one arm a call.
+fn call_event(regs: &[u64; 8]) -> Event {
+    Event { kind: TraceKind::HostCall, vm: NO_VM, a: regs[0], b: regs[1], c: regs[2] }
+}
+
+/// What a granted call puts into the registers.
+enum Answer {
+    /// Success and `x1..=x4`.
+    Reply(Reply),
+    /// SMCCC defines `x0..=x3` of this call: it has no status.
+    Plain([u64; 4]),
+}
+
+impl Answer {
+    fn to_registers(&self) -> [u64; 8] {
+        match *self {
+            Self::Reply(Reply([x1, x2, x3, x4])) => {
+                [Status::Success.to_register(), x1, x2, x3, x4, 0, 0, 0]
+            }
+            Self::Plain([x0, x1, x2, x3]) => [x0, x1, x2, x3, 0, 0, 0, 0],
+        }
+    }
+}
+
+/// Executes a call. Those that a host makes for every page are decided here; the others are out of
+/// line, so that these do not pay for their stack frames.
+#[inline]
+#[allow(clippy::wildcard_enum_match_arm, reason = "one level of three; `execute_other` names all")]
 fn execute<M: Machine>(
     door: &mut Unlocked<'_, M>,
     cpu: &mut Cpu<M>,
-    call: &HostCall,
-) -> Result<[u64; 8], HcallError> {
-    let reply = match *call {
-        // SMCCC defines these two: they have no status.
-        HostCall::Uid => return Ok(uid()),
-        HostCall::Revision => return Ok(revision()),
-        HostCall::Info(selector) => info(door, selector),
-        HostCall::RegionInfo(region) => pfnmap::region_info(door, cpu, region)?,
-        HostCall::ArgPageSet { page } => arg_page_set(door, cpu, page)?,
-        HostCall::ArgPageClear => arg_page_clear(door, cpu)?,
-        HostCall::TraceInfo(index) => trace_info(door, index)?,
-        HostCall::HostShareHyp { pages } => ownership::host_share_hyp(door, cpu, pages)?,
-        HostCall::HostUnshareHyp { pages } => ownership::host_unshare_hyp(door, cpu, pages)?,
-        HostCall::HostShareGuest { vm, pages, ipa, perms } => {
-            ownership::host_share_guest(door, cpu, vm, (pages, ipa), perms)?
+    function: HostFunction,
+    args: Args<'_>,
+) -> Result<Answer, HcallError> {
+    match function {
+        HostFunction::HostShareHyp => {
+            ownership::host_share_hyp(door, cpu, args.pages(1, 2)?).map(Answer::Reply)
         }
-        HostCall::HostUnshareGuest { vm, pages, ipa } => {
-            ownership::host_unshare_guest(door, cpu, vm, (pages, ipa))?
+        HostFunction::HostUnshareHyp => {
+            ownership::host_unshare_hyp(door, cpu, args.pages(1, 2)?).map(Answer::Reply)
         }
-        HostCall::HostDonateGuest { vm, pages, ipa } => {
-            ownership::host_donate_guest(door, cpu, vm, (pages, ipa))?
-        }
-        HostCall::HostReclaimGuest { vm, pages } => {
-            ownership::host_reclaim_guest(door, cpu, vm, pages)?
-        }
-        HostCall::VmCreate { contract, vcpus, tables } => {
-            vm::create(door, cpu, contract, vcpus, tables)?
-        }
-        HostCall::VmPoolAdd { vm, tables } => vm::pool_add(door, cpu, vm, tables)?,
-        HostCall::VmEnableMte { vm } => vm::enable_mte(door, vm)?,
-        HostCall::VmTeardown { vm } => vm::teardown(door, cpu, vm)?,
-        HostCall::VmFree { vm } => vm::free(door, cpu, vm)?,
-        HostCall::VcpuInit { vm, vcpu, entry, x0 } => vcpu::init(door, vm, vcpu, (entry, x0))?,
-        HostCall::VcpuRun { vm, vcpu, load } => vcpu::run::run(door, cpu, vm, vcpu, load)?,
-        HostCall::VcpuGetReg { vm, vcpu, register } => vcpu::get_reg(door, vm, vcpu, register)?,
-        HostCall::VcpuSetReg { vm, vcpu, register, value } => {
-            vcpu::set_reg(door, vm, vcpu, (register, value))?
-        }
-        HostCall::PfnmapCheck { items } => pfnmap::check(door, cpu, items)?,
-        HostCall::PfnmapBind { ref request } => pfnmap::bind(door, cpu, request)?,
-        HostCall::PfnmapMap { vm, ipa } => pfnmap::map(door, cpu, vm, ipa)?,
-        HostCall::PfnmapUnbind { vm, ipa } => pfnmap::unbind(door, cpu, vm, ipa)?,
-        HostCall::PfnmapReset { region } => pfnmap::reset(door, cpu, region)?,
-        HostCall::PfnmapProbe { vm, ipa } => pfnmap::probe(door, cpu, vm, ipa)?,
-        HostCall::MigrateExport { vm } => migration::export(door, cpu, vm)?,
-        HostCall::MigrateCheck => migration::check(door, cpu)?,
-    };
-    Ok(reply.to_registers())
+        HostFunction::Uid => Ok(Answer::Plain(HOST_UID.map(u64::from))),
+        HostFunction::Revision => Ok(Answer::Plain([ABI_MAJOR.into(), ABI_MINOR.into(), 0, 0])),
+        other => execute_other(door, cpu, other, args).map(Answer::Reply),
+    }
 }
 
-fn uid() -> [u64; 8] {
-    let [x0, x1, x2, x3] = HOST_UID.map(u64::from);
-    [x0, x1, x2, x3, 0, 0, 0, 0]
+#[inline(never)]
+fn execute_other<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    function: HostFunction,
+    args: Args<'_>,
+) -> Result<Reply, HcallError> {
+    use HostFunction as F;
+    match function {
+        F::Uid | F::Revision | F::HostShareHyp | F::HostUnshareHyp => {
+            unreachable!("decided before: hypervisor bug")
+        }
+        F::Info => Ok(info(door, args.selector()?)),
+        F::RegionInfo => pfnmap::region_info(door, cpu, args.region()?),
+        F::ArgPageSet => arg_page_set(door, cpu, Pfn(args.raw(1))),
+        F::ArgPageClear => arg_page_clear(door, cpu),
+        F::TraceInfo => trace_info(door, args.cpu()?),
+        F::HostShareGuest => {
+            let (vm, placed) = (args.vm()?, args.placed_pages()?);
+            ownership::host_share_guest(door, cpu, vm, placed, args.perms()?)
+        }
+        F::HostUnshareGuest => {
+            ownership::host_unshare_guest(door, cpu, args.vm()?, args.placed_pages()?)
+        }
+        F::HostDonateGuest => {
+            ownership::host_donate_guest(door, cpu, args.vm()?, args.placed_pages()?)
+        }
+        F::HostReclaimGuest => {
+            ownership::host_reclaim_guest(door, cpu, args.vm()?, args.pages(2, 3)?)
+        }
+        F::VmCreate | F::VmPoolAdd | F::VmEnableMte | F::VmTeardown | F::VmFree => {
+            execute_vm(door, cpu, function, args)
+        }
+        F::VcpuInit | F::VcpuRun | F::VcpuGetReg | F::VcpuSetReg => {
+            execute_vcpu(door, cpu, function, args)
+        }
+        F::PfnmapCheck => pfnmap::check(door, cpu, args.items()?),
+        F::PfnmapBind => pfnmap::bind(door, cpu, &args.request()),
+        F::PfnmapMap => pfnmap::map(door, cpu, args.vm()?, IpaPfn(args.raw(2))),
+        F::PfnmapUnbind => pfnmap::unbind(door, cpu, args.vm()?, IpaPfn(args.raw(2))),
+        F::PfnmapReset => pfnmap::reset(door, cpu, args.region()?),
+        F::PfnmapProbe => pfnmap::probe(door, cpu, args.vm()?, IpaPfn(args.raw(2))),
+        F::MigrateExport => migration::export(door, cpu, args.vm()?),
+        F::MigrateCheck => migration::check(door, cpu),
+    }
 }
 
-fn revision() -> [u64; 8] {
-    [ABI_MAJOR.into(), ABI_MINOR.into(), 0, 0, 0, 0, 0, 0]
+#[inline(never)]
+#[allow(clippy::wildcard_enum_match_arm, reason = "one level of three; `execute_other` names all")]
+fn execute_vm<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    function: HostFunction,
+    args: Args<'_>,
+) -> Result<Reply, HcallError> {
+    use HostFunction as F;
+    match function {
+        F::VmCreate => {
+            let (contract, vcpus) = (args.contract()?, args.vcpu_count()?);
+            vm::create(door, cpu, contract, vcpus, args.pages(3, 4)?)
+        }
+        F::VmPoolAdd => vm::pool_add(door, cpu, args.vm()?, args.pages(2, 3)?),
+        F::VmEnableMte => vm::enable_mte(door, args.vm()?),
+        F::VmTeardown => vm::teardown(door, cpu, args.vm()?),
+        F::VmFree => vm::free(door, cpu, args.vm()?),
+        other => unreachable!("{other:?} is decided elsewhere: hypervisor bug"),
+    }
+}
+
+#[inline(never)]
+#[allow(clippy::wildcard_enum_match_arm, reason = "one level of three; `execute_other` names all")]
+fn execute_vcpu<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    function: HostFunction,
+    args: Args<'_>,
+) -> Result<Reply, HcallError> {
+    use HostFunction as F;
+    let (vm, vcpu) = (args.vm()?, args.vcpu()?);
+    match function {
+        F::VcpuInit => vcpu::init(door, vm, vcpu, (args.raw(3), args.raw(4))),
+        F::VcpuRun => vcpu::run::run(door, cpu, vm, vcpu, args.raw(3)),
+        F::VcpuGetReg => vcpu::get_reg(door, vm, vcpu, args.register()?),
+        F::VcpuSetReg => vcpu::set_reg(door, vm, vcpu, (args.register()?, args.raw(4))),
+        other => unreachable!("{other:?} is decided elsewhere: hypervisor bug"),
+    }
 }
 
 /// INFO: what the service says of itself (R31, R51).

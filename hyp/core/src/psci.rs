@@ -181,7 +181,6 @@ impl<M: Machine> Hypervisor<M> {
 pub(crate) fn cpu_on<M: Machine>(
     door: &mut Unlocked<'_, M>,
     cpu: &mut Cpu<M>,
-    function: u32,
     target: u64,
     entry: HostEntry,
 ) -> u64 {
@@ -194,7 +193,9 @@ pub(crate) fn cpu_on<M: Machine>(
     };
     let cookie = u64::try_from(index.0).unwrap_or(u64::MAX);
     let own_entry = cpu.local.cpu_entry().0;
-    let [result, ..] = cpu.local.smc([u64::from(function), target, own_entry, cookie]);
+    // Always the 64-bit call, whichever the host made: the other would cut the entry to 32 bits.
+    let call = u64::from(function::CPU_ON | function::SMC64);
+    let [result, ..] = cpu.local.smc([call, target, own_entry, cookie]);
     if result != 0 {
         door.lock_cpus().cancel(index);
     }

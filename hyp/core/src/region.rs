@@ -376,6 +376,9 @@ fn effective(capabilities: Capabilities, platform: PlatformFlags) -> Capabilitie
 /// What the host's stage 2 forces on a region: never execution, and no cache line that a later
 /// owner would have to fear.
 fn host_attrs(region: &Region, capabilities: Capabilities) -> Result<Stage2Attrs, RegionState> {
+    if region.entry.flags.contains(RegionFlags::HOST_CLOSED) {
+        return Err(region.hold.state());
+    }
     let mem = match region.hold {
         Hold::Free => free_type(&region.entry, capabilities),
         Hold::Shared(mem_type) => Stage2Type::Forced(mem_type),

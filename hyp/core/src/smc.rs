@@ -161,7 +161,7 @@ impl<M: Machine> Hypervisor<M> {
             }
             SmcAction::ForwardQuietly => forward(cpu, regs),
             SmcAction::CpuOn { target, entry } => {
-                regs[0] = relay::cpu_on(&mut self.enter(), cpu, id, target, entry);
+                regs[0] = relay::cpu_on(&mut self.enter(), cpu, target, entry);
                 record(cpu, id, regs[0]);
             }
             SmcAction::CpuOff => {

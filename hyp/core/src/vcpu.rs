@@ -133,10 +133,13 @@ impl Vcpu {
     }
 }
 
-/// VCPU_INIT: puts a vCPU that never ran into its reset state.
+/// VCPU_INIT: puts a vCPU that never ran into its reset state. Of a protected VM the host starts
+/// only the first, before anything ran: a CPU that started later wherever the host likes would do
+/// with the guest's memory what the host likes.
 ///
 /// # Errors
-/// `VmState` for a dying VM; `NoObject` where it has no such vCPU; `VcpuBusy` where it ran before.
+/// `VmState` for a dying VM; `NoObject` where it has no such vCPU; `Contract` for a protected VM as
+/// said; `VcpuBusy` where the vCPU ran before.
 pub fn init<M: Machine>(
     door: &mut Unlocked<'_, M>,
     id: VmId,
@@ -145,6 +148,8 @@ pub fn init<M: Machine>(
 ) -> Result<Reply, HcallError> {
     let mut guest = door.lock_guest(id)?;
     guest.check_state(VmState::Active)?;
+    guest.vcpu(number)?;
+    guest.check_host_starts(number)?;
     let vcpu = guest.vcpu(number)?;
     match vcpu.state {
         VcpuState::Off | VcpuState::Fresh => {}
@@ -174,7 +179,8 @@ pub fn get_reg<M: Machine>(
     Ok(Reply([vcpu.context.regs[register], 0, 0, 0]))
 }
 
-/// VCPU_SET_REG: writes a register of a stopped vCPU; of a protected VM only before its first run.
+/// VCPU_SET_REG: writes a register of a stopped vCPU; of a protected VM only of the first one, and
+/// only before anything ran.
 ///
 /// # Errors
 /// As [`get_reg`].
@@ -185,12 +191,9 @@ pub fn set_reg<M: Machine>(
     (register, value): (usize, u64),
 ) -> Result<Reply, HcallError> {
     let mut guest = door.lock_guest(id)?;
-    let contract = guest.contract;
+    guest.vcpu(number)?.check_stopped(number)?;
+    guest.check_host_starts(number)?;
     let vcpu = guest.vcpu(number)?;
-    vcpu.check_stopped(number)?;
-    if contract.contains(ContractFlags::PROTECTED) && vcpu.state != VcpuState::Fresh {
-        return Err(HcallError::Contract);
-    }
     vcpu.context.regs[register] = value;
     Ok(Reply::NONE)
 }

@@ -163,6 +163,18 @@ impl<M: Machine> Vm<M> {
         u64::try_from(self.vcpus.iter().filter(running).count()).unwrap_or(u64::MAX)
     }
 
+    /// Checks that the host may still say where vCPU `number` starts.
+    ///
+    /// # Errors
+    /// `HcallError::Contract` for a protected VM, but for its first vCPU before anything ran.
+    pub(crate) fn check_host_starts(&self, number: usize) -> Result<(), HcallError> {
+        let protected = self.contract.contains(ContractFlags::PROTECTED);
+        if protected && (number != 0 || self.has_run().is_some()) {
+            return Err(HcallError::Contract);
+        }
+        Ok(())
+    }
+
     fn has_run(&self) -> Option<&Vcpu> {
         self.vcpus.iter().find(|vcpu| match vcpu.state {
             VcpuState::Off | VcpuState::Fresh => false,

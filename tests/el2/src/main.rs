@@ -2,7 +2,8 @@
 //!
 //! It is a flat image, entered at its first byte with `x0` = device tree, MMU and caches off. Boot
 //! arguments choose what it does: `demo` asks for every combination on every BAR, `test` runs every
-//! attack, `test=<prefix>` those whose name starts so. Results are `@` lines on the serial line.
+//! attack, `test=<prefix>` those whose name starts so, `bench` counts what each call executes.
+//! Results are `@` lines on the serial line.
 
 #![no_std]
 #![no_main]
@@ -13,11 +14,14 @@ mod uart;
 mod abort;
 
 mod bars;
+mod bench;
+mod bench_call;
 mod calls;
 mod cpu;
 mod decisions;
 mod demo;
 mod dtb;
+mod escapes;
 mod frames;
 mod gic;
 mod guest_code;
@@ -64,6 +68,7 @@ fn main(dtb: u64, _: u64, _: u64, _: u64) -> ! {
         match word.split_once('=').unwrap_or((word, "")) {
             ("demo", _) => demo::run(&functions),
             ("test", prefix) => suite::run(&machine, functions.clone(), prefix),
+            ("bench", row) => bench::run(&functions, row),
             ("devices", _) => {}
             (unknown, _) => say!("@unknown bootarg={unknown}"),
         }

@@ -231,6 +231,10 @@ fn check_types(judge: &mut Judge<'_>, header: &Header) {
 }
 
 fn check_properties(judge: &mut Judge<'_>) {
+    if judge.has(RegionFlags::HOST_CLOSED) && judge.entry.modes != 0 {
+        let fact = "it is closed to the host, but VMs may get it".to_owned();
+        judge.refuse(Constraint::ClosedGrants, &[Field::Closed, Field::Modes], fact);
+    }
     if RegionClass::from_raw(judge.entry.class) != Some(RegionClass::Mmio) {
         return;
     }

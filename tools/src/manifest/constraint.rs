@@ -137,6 +137,8 @@ constraints! {
     CacheableReturn = "43" R40 "`cacheable` needs `cmo_by_address = true` or an `external` reset.",
         "set `cmo_by_address = true` if maintenance by address reaches the memory, or have the \
          driver's reset clean the caches; otherwise one VM's lines could reach the next";
+    ClosedGrants = "45" R45 "A `closed` entry grants nothing.",
+        "what the host must not touch, because its registers make a device write anywhere, no VM may";
     // Text only.
     Syntax = "50" R52 "The text is TOML 1.0 in UTF-8.",
         "see the example in docs/manifest.md";

@@ -222,6 +222,9 @@ fn most_important(devices: Vec<Device>, room: usize, notes: &mut Vec<String>) ->
     kept
 }
 
+/// Its command queue makes it write to any address, past every stage 2 and every SMMU.
+const ITS: &str = "gic-v3-its";
+
 fn region_of(device: &Device) -> Region {
     let mut entry = Entry::zeroed();
     entry.name = entry_name(&device.name, device.range);
@@ -232,6 +235,9 @@ fn region_of(device: &Device) -> Region {
     if let Some(reason) = device.blocked {
         entry.flags = RegionFlags::QUIRKED.raw();
         entry.quirk = padded(reason).expect("reasons are short");
+    }
+    if device.compatible.contains(ITS) {
+        entry.flags |= RegionFlags::HOST_CLOSED.raw();
     }
     let size = format_bytes(device.range.bytes);
     Region::without_text(entry, format!("{} ({size})", device.compatible).trim_start().to_owned())

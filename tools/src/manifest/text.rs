@@ -44,8 +44,9 @@ pub const RESETS: [(&str, u8); 4] = [
     ("external", ResetKind::External.raw()),
 ];
 /// Flags that are a boolean field each.
-pub const FLAGS: [(Field, RegionFlags); 6] = [
+pub const FLAGS: [(Field, RegionFlags); 7] = [
     (Field::NcSafe, RegionFlags::NC_SAFE),
+    (Field::Closed, RegionFlags::HOST_CLOSED),
     (Field::CmoByAddress, RegionFlags::CMO_BY_ADDRESS),
     (Field::Tags, RegionFlags::TAGS),
     (Field::Exclusives, RegionFlags::EXCLUSIVES),

@@ -27,6 +27,8 @@ pub enum Field {
     MaxVms,
     /// `blocks`.
     Blocks,
+    /// `closed`.
+    Closed,
     /// `nc_safe`.
     NcSafe,
     /// `cmo_by_address`.
@@ -72,6 +74,7 @@ impl Field {
             Self::Perms => "perms",
             Self::MaxVms => "max_vms",
             Self::Blocks => "blocks",
+            Self::Closed => "closed",
             Self::NcSafe => "nc_safe",
             Self::CmoByAddress => "cmo_by_address",
             Self::Tags => "tags",
@@ -107,6 +110,7 @@ impl Field {
             | Self::Perms
             | Self::MaxVms
             | Self::Blocks
+            | Self::Closed
             | Self::NcSafe
             | Self::CmoByAddress
             | Self::Tags

@@ -58,7 +58,7 @@ pub fn cases() -> Vec<Case> {
         case(C::Size, |_, entries| entries[1].size = 0),
         case(C::AddressSpace, |_, entries| entries[1].size = 0xffff_ffff_ffff_f000),
         case(C::Class, |_, entries| entries[1].class = 0),
-        case(C::UnknownBits, |_, entries| entries[1].flags |= 1 << 7),
+        case(C::UnknownBits, |_, entries| entries[1].flags |= 1 << 8),
         case(C::UnknownBits, |_, entries| entries[0].modes |= 1 << 2),
         case(C::UnknownBits, |_, entries| entries[0].types |= 1 << 3),
         case(C::UnknownBits, |_, entries| entries[0].perms |= 1 << 3),

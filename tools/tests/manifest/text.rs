@@ -114,6 +114,7 @@ pub fn cases() -> Vec<Case> {
     // DMA.
     case(C::StreamCount, mmio("streams = §[1, 2, 3, 4, 5]"));
     case(C::StreamUnique, mmio("streams = §[7, 7]"));
+    case(C::ClosedGrants, mmio("closed = §true"));
     // The text itself.
     case(C::Syntax, "base = §= 1\n".to_owned());
     case(C::UnknownField, mmio("§colour = \"red\""));

@@ -74,5 +74,6 @@ constraints! {
     StreamCount = "41" R45 "more than 4 streams, or an unused slot is set";
     StreamUnique = "42" R45 "a stream occurs twice";
     CacheableReturn = "43" R40 "cacheable granted, but neither maintenance nor an external reset cleans it";
+    ClosedGrants = "45" R45 "it is closed to the host, but modes are granted";
     Hypervisor = "44" R50 "it overlaps the hypervisor's memory";
 }

@@ -126,6 +126,8 @@ impl Claim<'_> {
     }
 
     fn check_properties(&self, entry: &Entry) -> Result<(), ManifestError> {
+        let closed = entry.flags.contains(RegionFlags::HOST_CLOSED);
+        self.require(!closed || entry.modes.is_empty(), C::ClosedGrants)?;
         let memory = entry.class == RegionClass::Memory;
         let atomics = RegionFlags::EXCLUSIVES.with(RegionFlags::ATOMICS);
         for (flags, constraint) in [

@@ -3,8 +3,8 @@
 //! become valid, and until then nobody else can hold the host lock.
 
 use pfnguard_shared::info::RegionState;
-use pfnguard_shared::manifest::RegionFlags;
-use pfnguard_shared::vm::VmState;
+use pfnguard_shared::manifest::{RegionClass, RegionFlags};
+use pfnguard_shared::vm::{ContractFlags, VmState};
 use pfnguard_shared::{MemType, Mode, Rule, Status, Subject};
 
 use super::{check_tables, no_binding, region_event, set_hold};
@@ -24,8 +24,9 @@ use crate::vm::{Vm, VmId};
 /// manifest, which is at most `MAX_POLL_READS`.
 ///
 /// # Errors
-/// `NoObject` where no binding of the VM holds the page; `VmState`; `NoTables` where removing the
-/// translations may split a block and the pool is too small.
+/// `NoObject` where no binding of the VM holds the page; `VmState`; `Contract` for what was donated
+/// to a protected VM, which only its teardown ends; `NoTables` where removing the translations may
+/// split a block and the pool is too small.
 pub fn unbind<M: Machine>(
     door: &mut Unlocked<'_, M>,
     cpu: &mut Cpu<M>,
@@ -36,13 +37,16 @@ pub fn unbind<M: Machine>(
     let (host, mut vm) = guard.with_guest(id)?;
     vm.check_state(VmState::Active)?;
     let binding = *host.regions.binding_at(id, ipa).ok_or(no_binding(ipa))?;
+    if vm.contract.contains(ContractFlags::PROTECTED) && binding.mode == Mode::Donate {
+        return Err(HcallError::Contract);
+    }
     if binding.state == BindingState::Mapped {
         check_tables(host, id, &vm, vm.stage2.tables_to_unmap(binding.ipa))?;
         vm.stage2.unmap(binding.ipa);
     }
     host.regions.remove(id, ipa);
     vm.bindings = vm.bindings.checked_sub(1).expect("binding count underflow: hypervisor bug");
-    let state = let_go(host, cpu, &binding);
+    let state = let_go(host, cpu, &binding, vm.contract);
     Ok(Reply([u64::from(state.raw()), 0, 0, 0]))
 }
 
@@ -50,17 +54,23 @@ pub fn unbind<M: Machine>(
 /// translation and no TLB entry is left (R40).
 pub fn release_all<M: Machine>(host: &mut Host<M>, cpu: &mut Cpu<M>, id: VmId, vm: &mut Vm<M>) {
     while let Some(binding) = host.regions.remove_any(id) {
-        let_go(host, cpu, &binding);
+        let_go(host, cpu, &binding, vm.contract);
     }
     vm.bindings = 0;
 }
 
 /// Finishes the release of a binding that is out of the table and of the guest's translations.
-fn let_go<M: Machine>(host: &mut Host<M>, cpu: &mut Cpu<M>, binding: &Binding) -> RegionState {
+fn let_go<M: Machine>(
+    host: &mut Host<M>,
+    cpu: &mut Cpu<M>,
+    binding: &Binding,
+    contract: ContractFlags,
+) -> RegionState {
     let id = binding.region;
     let last = host.regions.region_bindings(id).next().is_none();
     let region = host.regions.get(id).expect("binding of no region: hypervisor bug");
     let (range, flags, reset) = (region.entry.range, region.entry.flags, region.entry.reset);
+    let class = region.entry.class;
     if last && binding.mode == Mode::Share {
         host.stage2.unmap(range);
     }
@@ -69,7 +79,9 @@ fn let_go<M: Machine>(host: &mut Host<M>, cpu: &mut Cpu<M>, binding: &Binding) -
     if cacheable && flags.contains(RegionFlags::CMO_BY_ADDRESS) {
         cpu.local.clean_invalidate(binding.pfns);
     }
-    if flags.contains(RegionFlags::ZERO_ON_RETURN) {
+    // What a protected VM wrote to memory of its own is not for the host (R44).
+    let secret = contract.contains(ContractFlags::PROTECTED) && binding.mode == Mode::Donate;
+    if flags.contains(RegionFlags::ZERO_ON_RETURN) || secret && class == RegionClass::Memory {
         zero_unheld(host, cpu, binding);
     }
     if last {

@@ -32,6 +32,15 @@ fn host_type(table: &RegionTable, pfn: u64) -> Result<Stage2Type, RegionState> {
 }
 
 #[test]
+fn r45_what_is_closed_has_no_host_translation() {
+    let mut entry = mmio();
+    entry.flags = RegionFlags::HOST_CLOSED;
+    let table = table(&[entry], Capabilities::ALL);
+    let view = table.host_view(Pfn(MMIO.0));
+    assert!(matches!(view, Some(HostView::Region { attrs: Err(RegionState::Free), .. })));
+}
+
+#[test]
 fn a_page_is_found_in_its_region_only() {
     let table = table(&[mmio(), memory()], COHERENT_CPU);
     let found = |pfn| table.lookup(Pfn(pfn)).map(|(id, _)| id);

@@ -1,7 +1,7 @@
 //! VCPU_RUN: the only place where a guest runs. No lock is held while it does.
 
 use pfnguard_shared::PAGE_SHIFT;
-use pfnguard_shared::vm::{ExitReason, MmioAccess, VmState};
+use pfnguard_shared::vm::{ContractFlags, ExitReason, MmioAccess, VmState};
 
 use crate::addr::IpaPfn;
 use crate::dispatch::Reply;
@@ -21,6 +21,7 @@ struct Loaded {
     number: usize,
     context: VcpuContext,
     vttbr: u64,
+    contract: ContractFlags,
     pending: Option<PendingLoad>,
 }
 
@@ -92,7 +93,7 @@ fn check_out<M: Machine>(
 ) -> Result<Loaded, HcallError> {
     let mut guest = door.lock_guest(vm)?;
     guest.check_state(VmState::Active)?;
-    let vttbr = guest.stage2.vttbr();
+    let (vttbr, contract) = (guest.stage2.vttbr(), guest.contract);
     let vcpu = guest.vcpu(number)?;
     match vcpu.state {
         VcpuState::Fresh | VcpuState::Idle => {}
@@ -103,7 +104,7 @@ fn check_out<M: Machine>(
     if let Some(pending) = vcpu.pending.take() {
         pending.complete(&mut context, load);
     }
-    Ok(Loaded { vm, number, context, vttbr, pending: None })
+    Ok(Loaded { vm, number, context, vttbr, contract, pending: None })
 }
 
 fn check_in<M: Machine>(door: &mut Unlocked<'_, M>, loaded: Loaded) {
@@ -154,6 +155,10 @@ const EC_SERROR: u64 = 0x2f;
 const INSTRUCTION: u64 = 4;
 
 impl Loaded {
+    fn is_protected(&self) -> bool {
+        self.contract.contains(ContractFlags::PROTECTED)
+    }
+
     fn skip(&mut self) {
         self.context.pc = self.context.pc.wrapping_add(INSTRUCTION);
     }
@@ -227,8 +232,9 @@ fn abort<M: Machine>(
         GuestFault::Refused(_) => fault,
         GuestFault::Unbound if is_mapped(door, loaded.vm, abort.ipa) => Next::Resume,
         GuestFault::Unbound => match abort.access {
-            Some(access) => mmio(loaded, abort.address, access),
-            None => fault,
+            // A protected guest that stores to what it takes for its own memory shows no value.
+            Some(access) if !loaded.is_protected() => mmio(loaded, abort.address, access),
+            Some(_) | None => fault,
         },
     }
 }

@@ -61,7 +61,10 @@ fn immediate(esr: u64) -> u16 {
 
 /// Returns why an abort happened.
 pub fn fault_kind(esr: u64) -> FaultKind {
+    /// `ISS2.TagAccess`: stage 2 forbids tags here (NoTagAccess), whatever the permissions say.
+    const TAG_ACCESS: u64 = 1 << 41;
     match esr & 0x3f {
+        0b00_1100..=0b00_1111 if esr & TAG_ACCESS != 0 => FaultKind::Other,
         // Levels 0 to 3, and level -1 of FEAT_LPA2.
         0b00_0100..=0b00_0111 | 0b10_1011 => FaultKind::Translation,
         0b00_1100..=0b00_1111 => FaultKind::Permission,

@@ -66,7 +66,7 @@ fn a_guest_starts_at_its_entry_and_goes_on_where_it_stopped() {
 
 #[test]
 fn a_load_from_nowhere_is_completed_by_the_host() {
-    let (hv, mut cpus) = world(PROTECTED);
+    let (hv, mut cpus) = world(0);
     let c = &mut cpus[0];
     // A halfword, sign-extended to 64 bits, into x5.
     let load = DATA | 1 << 24 | 0b01 << 22 | 1 << 21 | 5 << 16 | 1 << 15;
@@ -82,7 +82,7 @@ fn a_load_from_nowhere_is_completed_by_the_host() {
 
 #[test]
 fn a_store_to_nowhere_shows_the_host_one_value_of_its_size() {
-    let (hv, mut cpus) = world(PROTECTED);
+    let (hv, mut cpus) = world(0);
     let c = &mut cpus[0];
     c.local.scene(|context| {
         context.regs[7] = 0x1122_3344_5566_7788;
@@ -92,6 +92,32 @@ fn a_store_to_nowhere_shows_the_host_one_value_of_its_size() {
     let access = MmioAccess::WRITE.raw() | 4 << 8;
     let regs = run(hv, c, 0);
     assert_eq!(regs, [0, ExitReason::Mmio.raw(), 0x900_0000, access, 0x5566_7788, 0, 0, 0]);
+}
+
+#[test]
+fn a_protected_guest_shows_no_value_of_an_access_to_nowhere() {
+    let (hv, mut cpus) = world(PROTECTED);
+    let c = &mut cpus[0];
+    c.local.scene(|context| {
+        context.regs[7] = 0x5ec2e7;
+        fault(DATA | 1 << 24 | 0b10 << 22 | 7 << 16 | 1 << 6, 0x900_0000)
+    });
+    assert_eq!(run(hv, c, 0), [0, ExitReason::Fault.raw(), 0x900_0000, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn the_host_places_only_the_first_vcpu_of_a_protected_vm_and_only_before_anything_ran() {
+    use HostFunction as F;
+    let (hv, mut cpus) = world(PROTECTED);
+    let c = &mut cpus[0];
+    let denied = Status::Denied.to_register();
+    assert_eq!(call(hv, c, F::VcpuInit, &[0, 1, 0x1000, 0])[0], denied);
+    assert_eq!(call(hv, c, F::VcpuSetReg, &[0, 1, 3, 7])[0], denied);
+    assert_eq!(call(hv, c, F::VcpuSetReg, &[0, 0, 3, 7])[0], 0);
+    c.local.scene(|_| GuestExit::Interrupt);
+    run(hv, c, 0);
+    assert_eq!(call(hv, c, F::VcpuInit, &[0, 1, 0x1000, 0])[0], denied);
+    assert_eq!(call(hv, c, F::VcpuSetReg, &[0, 0, 3, 7])[0], denied);
 }
 
 #[test]
