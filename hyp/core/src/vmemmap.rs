@@ -208,9 +208,14 @@ impl Vmemmap {
         step: Step,
     ) -> Result<Steps<'_>, HcallError> {
         let bank = self.bank_with(&pages, needed)?;
+        let mut same = None;
         for (pfn, frame) in pages.iter().zip(&self.frames[bank.frames(&pages)]) {
+            if same == Some(*frame) {
+                continue;
+            }
             let found = frame.state();
             step(found, vm).ok_or_else(|| refusal(pfn, needed, found))?;
+            same = Some(*frame);
         }
         Ok(Steps { map: self, bank, pages, step })
     }
@@ -330,17 +335,27 @@ impl Steps<'_> {
         frames.iter().any(|frame| frame.state().host_access() != HostAccess::None)
     }
 
-    /// Takes the step for every frame.
+    /// Takes the step for every frame, a run of equal records at a time.
     pub fn commit(self, vm: VmId) {
-        for (pfn, at) in self.pages.iter().zip(self.bank.frames(&self.pages)) {
-            let old = self.map.frames[at].state();
+        let mut rest = Some(self.pages);
+        while let Some(pages) = rest {
+            let frames = &mut self.map.frames[self.bank.frames(&pages)];
+            let (old, length) = first_run(frames);
             let new = (self.step)(old, vm).expect("unchecked step: hypervisor bug");
-            self.map.frames[at] = Frame::new(new);
-            if let Some(page) = PfnRange::single(pfn).filter(|_| changes_access(old, new)) {
-                self.map.account(&self.bank, &page, old, new);
-            }
+            frames[..length].fill(Frame::new(new));
+            let length = u64::try_from(length).expect("at most one call's pages: hypervisor bug");
+            let run = PfnRange::new(pages.start(), length).expect("part of a range");
+            self.map.account(&self.bank, &run, old, new);
+            rest = PfnRange::new(run.end(), pages.pages() - length);
         }
     }
+}
+
+/// Returns the state of the first frame, and how many in a row have the same record.
+fn first_run(frames: &[Frame]) -> (FrameState, usize) {
+    let first = frames.first().copied().expect("ranges are not empty");
+    let length = frames.iter().take_while(|frame| **frame == first).count();
+    (first.state(), length)
 }
 
 #[inline]

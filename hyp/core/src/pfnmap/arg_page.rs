@@ -34,6 +34,26 @@ impl ArgPage {
         item
     }
 
+    /// Copies `items` from byte `base` on.
+    pub fn read_all<M: Machine, T: FromBytes + IntoBytes>(
+        self,
+        cpu: &mut Cpu<M>,
+        base: usize,
+        items: &mut [T],
+    ) {
+        cpu.local.read(self.0, base, items.as_mut_bytes());
+    }
+
+    /// Writes `items` from byte `base` on.
+    pub fn write_all<M: Machine, T: IntoBytes + Immutable>(
+        self,
+        cpu: &mut Cpu<M>,
+        base: usize,
+        items: &[T],
+    ) {
+        cpu.local.write(self.0, base, items.as_bytes());
+    }
+
     /// Writes item number `index` of an array that starts at byte `base`.
     pub fn write<M: Machine, T: IntoBytes + Immutable>(
         self,
