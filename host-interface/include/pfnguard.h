@@ -18,7 +18,7 @@
 #ifndef _UAPI_PFNGUARD_H
 #define _UAPI_PFNGUARD_H
 
-#ifndef __ASSEMBLY__
+#if !defined(__ASSEMBLY__) && !defined(__ASSEMBLER__)
 #if defined(__KERNEL__)
 #include <linux/stddef.h>
 #include <linux/types.h>
@@ -35,7 +35,7 @@ typedef uint32_t __u32;
 typedef int32_t __s32;
 typedef uint64_t __u64;
 #endif
-#endif /* __ASSEMBLY__ */
+#endif /* !assembly */
 
 /* ABI version, major half */
 #define PFNGUARD_ABI_MAJOR			0
@@ -115,8 +115,8 @@ typedef uint64_t __u64;
 /* x1 page, x2 count. Takes that back; pinned pages are busy. */
 #define PFNGUARD_FN_HOST_UNSHARE_HYP		0xc6000111
 /*
- * x1 VM, x2 page, x3 IPA page, x4 count, x5 Perms. The guest borrows host
- * pages.
+ * x1 VM (not a protected one), x2 page, x3 IPA page, x4 count, x5 Perms. The
+ * guest borrows host pages.
  */
 #define PFNGUARD_FN_HOST_SHARE_GUEST		0xc6000112
 /* x1 VM, x2 page, x3 IPA page, x4 count. The host takes them back. */
@@ -147,7 +147,10 @@ typedef uint64_t __u64;
  * still held. Repeat until x2 is 0; the VM number is free then.
  */
 #define PFNGUARD_FN_VM_FREE			0xc6000124
-/* x1 VM, x2 vCPU, x3 entry point, x4 value of the guest's x0. */
+/*
+ * x1 VM, x2 vCPU, x3 entry point, x4 value of the guest's x0. Only a vCPU that
+ * never ran; of a protected VM only vCPU 0, before anything ran.
+ */
 #define PFNGUARD_FN_VCPU_INIT			0xc6000125
 /*
  * x1 VM, x2 vCPU, x3 value that completes an MMIO read. Returns x1 ExitReason,
@@ -160,8 +163,8 @@ typedef uint64_t __u64;
  */
 #define PFNGUARD_FN_VCPU_GET_REG		0xc6000127
 /*
- * x1 VM, x2 vCPU, x3 register 0..=30, x4 value. Protected VMs: only before the
- * first run.
+ * x1 VM, x2 vCPU, x3 register 0..=30, x4 value. Of a protected VM only vCPU 0,
+ * before anything ran.
  */
 #define PFNGUARD_FN_VCPU_SET_REG		0xc6000128
 /*
@@ -170,25 +173,26 @@ typedef uint64_t __u64;
  */
 #define PFNGUARD_FN_PFNMAP_CHECK		0xc6000130
 /*
- * x1 RequestWord, x2 page, x3 IPA page, x4 pages (any length). Announces a
- * region for a VM.
+ * x1 the first eight bytes of a Request, little-endian, x2 page, x3 IPA page,
+ * x4 pages (any length). Announces a region for a VM.
  */
 #define PFNGUARD_FN_PFNMAP_BIND			0xc6000131
 /* x1 VM, x2 IPA page of a binding. Installs its stage-2 entries now. */
 #define PFNGUARD_FN_PFNMAP_MAP			0xc6000132
 /*
  * x1 VM, x2 IPA page of a binding. Returns x1 RegionState that the region is in
- * afterwards.
+ * afterwards. Refused for what was donated to a protected VM: its teardown ends
+ * that.
  */
 #define PFNGUARD_FN_PFNMAP_UNBIND		0xc6000133
 /*
- * x1 region index, in quarantine. Reports (External) or retries (Poll) the
- * reset. Returns x1 RegionState.
+ * x1 region index, in quarantine. Reports that its device was reset (External).
+ * Returns x1 RegionState.
  */
 #define PFNGUARD_FN_PFNMAP_RESET		0xc6000134
 /*
- * x1 VM, x2 IPA page. Returns x1 PAR_EL1 of AT S12E1R through a write-back
- * stage 1.
+ * x1 VM, x2 IPA page (of a protected VM only in a binding). Returns x1 PAR_EL1
+ * of AT S12E1R through a write-back stage 1.
  */
 #define PFNGUARD_FN_PFNMAP_PROBE		0xc6000135
 /*
@@ -198,7 +202,7 @@ typedef uint64_t __u64;
 #define PFNGUARD_FN_MIGRATE_EXPORT		0xc6000140
 /*
  * Judges the descriptor in the argument page; each item's verdict is written in
- * place. Returns x1 items that fail here.
+ * place. Returns x1 items that fail here, x2 missing Capabilities.
  */
 #define PFNGUARD_FN_MIGRATE_CHECK		0xc6000141
 
@@ -219,8 +223,8 @@ typedef uint64_t __u64;
  */
 #define PFNGUARD_GUEST_FN_INFO			0xc6000100
 /*
- * x1 IPA page, x2 pages. Returns x1 packed Promise, x2 pages from x1 on it
- * holds for (R23).
+ * x1 IPA page, x2 pages. Returns x1 Perms in bits 7:0, MemType in 15:8, Promise
+ * bits in 31:16; x2 pages from the first one on that it holds for (R23).
  */
 #define PFNGUARD_GUEST_FN_QUERY			0xc6000180
 /* x1..x3 values. Exits to the host with ExitReason::Yield and these values. */
@@ -405,27 +409,27 @@ typedef uint64_t __u64;
 
 /* Capabilities: abilities of CPUs and platform */
 /* FEAT_S2FWB: stage 2 can force write-back. */
-#define PFNGUARD_CAP_FWB			(1U << 0)
+#define PFNGUARD_CAP_FWB			(1ULL << 0)
 /* CTR_EL0.DIC: instruction fetches need no invalidation. */
-#define PFNGUARD_CAP_DIC			(1U << 1)
+#define PFNGUARD_CAP_DIC			(1ULL << 1)
 /* CTR_EL0.IDC: instruction fetches need no data clean. */
-#define PFNGUARD_CAP_IDC			(1U << 2)
+#define PFNGUARD_CAP_IDC			(1ULL << 2)
 /* FEAT_MTE2: allocation tags in boot RAM. */
-#define PFNGUARD_CAP_MTE			(1U << 3)
+#define PFNGUARD_CAP_MTE			(1ULL << 3)
 /* FEAT_MTE_PERM: stage 2 can forbid tag access. */
-#define PFNGUARD_CAP_MTE_PERM			(1U << 4)
+#define PFNGUARD_CAP_MTE_PERM			(1ULL << 4)
 /* FEAT_LSE: atomic instructions. */
-#define PFNGUARD_CAP_LSE			(1U << 5)
+#define PFNGUARD_CAP_LSE			(1ULL << 5)
 /* FEAT_TLBIRANGE: range invalidation. */
-#define PFNGUARD_CAP_TLBI_RANGE			(1U << 6)
+#define PFNGUARD_CAP_TLBI_RANGE			(1ULL << 6)
 /* The CPU needs every TLB invalidation twice (repeat-TLBI erratum). */
-#define PFNGUARD_CAP_REPEAT_TLBI		(1U << 7)
+#define PFNGUARD_CAP_REPEAT_TLBI		(1ULL << 7)
 /* The manifest allows Normal-NC on this platform at all (R04). */
-#define PFNGUARD_CAP_NORMAL_NC			(1U << 8)
+#define PFNGUARD_CAP_NORMAL_NC			(1ULL << 8)
 /* FEAT_BTI. */
-#define PFNGUARD_CAP_BTI			(1U << 9)
+#define PFNGUARD_CAP_BTI			(1ULL << 9)
 /* FEAT_PAuth. */
-#define PFNGUARD_CAP_PAC			(1U << 10)
+#define PFNGUARD_CAP_PAC			(1ULL << 10)
 
 /* Mode: who keeps access */
 /* The host keeps ownership and access; the guest borrows. */
@@ -435,9 +439,9 @@ typedef uint64_t __u64;
 
 /* Modes: a set of modes */
 /* The region may be shared. */
-#define PFNGUARD_MODES_SHARE			(1U << 0)
+#define PFNGUARD_MODES_SHARE			(1ULL << 0)
 /* The region may be donated. */
-#define PFNGUARD_MODES_DONATE			(1U << 1)
+#define PFNGUARD_MODES_DONATE			(1ULL << 1)
 
 /* MemType: memory type */
 /* Device-nGnRE, whatever the guest's stage 1 says. */
@@ -452,19 +456,19 @@ typedef uint64_t __u64;
 
 /* MemTypes: a set of memory types */
 /* Device-nGnRE. */
-#define PFNGUARD_TYPES_DEVICE			(1U << 0)
+#define PFNGUARD_TYPES_DEVICE			(1ULL << 0)
 /* Normal Non-cacheable. */
-#define PFNGUARD_TYPES_ANY_UNCACHED		(1U << 1)
+#define PFNGUARD_TYPES_ANY_UNCACHED		(1ULL << 1)
 /* Normal write-back. */
-#define PFNGUARD_TYPES_CACHEABLE		(1U << 2)
+#define PFNGUARD_TYPES_CACHEABLE		(1ULL << 2)
 
 /* Perms: permissions of a guest */
 /* Loads. */
-#define PFNGUARD_PERM_READ			(1U << 0)
+#define PFNGUARD_PERM_READ			(1ULL << 0)
 /* Stores; only together with READ. */
-#define PFNGUARD_PERM_WRITE			(1U << 1)
+#define PFNGUARD_PERM_WRITE			(1ULL << 1)
 /* Instruction fetches. */
-#define PFNGUARD_PERM_EXEC			(1U << 2)
+#define PFNGUARD_PERM_EXEC			(1ULL << 2)
 
 /* HostAlias: the host's own mapping of a request's pages */
 /* The host has no mapping. */
@@ -476,21 +480,21 @@ typedef uint64_t __u64;
 
 /* RequestFlags: properties of a request */
 /* The VMA is copy-on-write (refused, R12). */
-#define PFNGUARD_REQUEST_COW			(1U << 0)
+#define PFNGUARD_REQUEST_COW			(1ULL << 0)
 /* The memslot wants dirty logging (refused, R13). */
-#define PFNGUARD_REQUEST_DIRTY_LOG		(1U << 1)
+#define PFNGUARD_REQUEST_DIRTY_LOG		(1ULL << 1)
 /* The guest will run programs from this memory (R22). */
-#define PFNGUARD_REQUEST_GENERAL_PURPOSE	(1U << 2)
+#define PFNGUARD_REQUEST_GENERAL_PURPOSE	(1ULL << 2)
 /* Install the stage-2 entries at once instead of at the first guest access. */
-#define PFNGUARD_REQUEST_MAP_NOW		(1U << 3)
+#define PFNGUARD_REQUEST_MAP_NOW		(1ULL << 3)
 
 /* ContractFlags: contract of a VM */
 /* RAM is donated, registers are hidden from the host. */
-#define PFNGUARD_CONTRACT_PROTECTED		(1U << 0)
+#define PFNGUARD_CONTRACT_PROTECTED		(1ULL << 0)
 /* The guest uses memory tagging. */
-#define PFNGUARD_CONTRACT_MTE			(1U << 1)
+#define PFNGUARD_CONTRACT_MTE			(1ULL << 1)
 /* The guest runs programs from every PFNMAP region it binds (R22). */
-#define PFNGUARD_CONTRACT_GENERAL_PURPOSE	(1U << 2)
+#define PFNGUARD_CONTRACT_GENERAL_PURPOSE	(1ULL << 2)
 
 /* VmState: life of a VM */
 /* Runs and binds. */
@@ -504,14 +508,14 @@ typedef uint64_t __u64;
 /* The guest waits for an interrupt (WFI). */
 #define PFNGUARD_EXIT_WAIT			1
 /*
- * Access to an address nothing maps. x2 IPA, x3 MmioAccess bits with the access
- * size in bytes in bits 15:8, x4 the value of a store. Run again with x3 the
- * value of a load.
+ * Access of a VM that is not protected to an address nothing maps. x2 IPA, x3
+ * MmioAccess bits with the access size in bytes in bits 15:8, x4 the value of a
+ * store. Run again with x3 the value of a load.
  */
 #define PFNGUARD_EXIT_MMIO			2
 /*
- * An access that cannot be emulated (no syndrome, or an instruction fetch). x2
- * IPA.
+ * An access that cannot be emulated: no syndrome, an instruction fetch, a
+ * forbidden one, or any of a protected VM to an address nothing maps. x2 IPA.
  */
 #define PFNGUARD_EXIT_FAULT			3
 /* Guest call Yield. x2..x4 its arguments. */
@@ -525,9 +529,9 @@ typedef uint64_t __u64;
 
 /* MmioAccess: low bits of x3 of an MMIO exit */
 /* A store; otherwise a load. */
-#define PFNGUARD_MMIO_WRITE			(1U << 0)
+#define PFNGUARD_MMIO_WRITE			(1ULL << 0)
 /* The loaded value is sign-extended. */
-#define PFNGUARD_MMIO_SIGNED			(1U << 1)
+#define PFNGUARD_MMIO_SIGNED			(1ULL << 1)
 
 /* PageState: state of a RAM frame */
 /* Not RAM, or RAM that was never the host's. */
@@ -549,17 +553,17 @@ typedef uint64_t __u64;
 
 /* Promise: bits 31:16 of x1 of QUERY */
 /* Something is mapped or bound here. */
-#define PFNGUARD_PROMISE_PRESENT		(1U << 0)
+#define PFNGUARD_PROMISE_PRESENT		(1ULL << 0)
 /* It is a PFNMAP region, not RAM. */
-#define PFNGUARD_PROMISE_PFNMAP			(1U << 1)
+#define PFNGUARD_PROMISE_PFNMAP			(1ULL << 1)
 /* The host has access too. */
-#define PFNGUARD_PROMISE_SHARED			(1U << 2)
+#define PFNGUARD_PROMISE_SHARED			(1ULL << 2)
 /* Tags work. */
-#define PFNGUARD_PROMISE_TAGS			(1U << 3)
+#define PFNGUARD_PROMISE_TAGS			(1ULL << 3)
 /* Exclusives work. */
-#define PFNGUARD_PROMISE_EXCLUSIVES		(1U << 4)
+#define PFNGUARD_PROMISE_EXCLUSIVES		(1ULL << 4)
 /* Atomics work. */
-#define PFNGUARD_PROMISE_ATOMICS		(1U << 5)
+#define PFNGUARD_PROMISE_ATOMICS		(1ULL << 5)
 
 /* RegionState: life of a region */
 /* The host's; nobody has bound it. */
@@ -575,7 +579,7 @@ typedef uint64_t __u64;
 
 /* PlatformFlags: facts about the platform */
 /* Normal-NC is forbidden everywhere, whatever an entry grants (R04). */
-#define PFNGUARD_PLATFORM_NORMAL_NC_FORBIDDEN	(1U << 0)
+#define PFNGUARD_PLATFORM_NORMAL_NC_FORBIDDEN	(1ULL << 0)
 
 /* RegionClass: what lies behind a region's pages */
 /* Registers: reads and writes have side effects. */
@@ -585,34 +589,34 @@ typedef uint64_t __u64;
 
 /* BlockSizes: stage-2 block sizes */
 /* 4 KiB pages; always set. */
-#define PFNGUARD_SIZES_PAGE			(1U << 0)
+#define PFNGUARD_SIZES_PAGE			(1ULL << 0)
 /* 2 MiB blocks. */
-#define PFNGUARD_SIZES_BLOCK_2M			(1U << 1)
+#define PFNGUARD_SIZES_BLOCK_2M			(1ULL << 1)
 /* 1 GiB blocks. */
-#define PFNGUARD_SIZES_BLOCK_1G			(1U << 2)
+#define PFNGUARD_SIZES_BLOCK_1G			(1ULL << 2)
 
 /* RegionFlags: properties of a manifest entry */
 /* Cache maintenance by address reaches the memory (R08). */
-#define PFNGUARD_ENTRY_CMO_BY_ADDRESS		(1U << 0)
+#define PFNGUARD_ENTRY_CMO_BY_ADDRESS		(1ULL << 0)
 /* The memory has MTE tag storage (R20). */
-#define PFNGUARD_ENTRY_TAGS			(1U << 1)
+#define PFNGUARD_ENTRY_TAGS			(1ULL << 1)
 /* Exclusives work (R22). */
-#define PFNGUARD_ENTRY_EXCLUSIVES		(1U << 2)
+#define PFNGUARD_ENTRY_EXCLUSIVES		(1ULL << 2)
 /* LSE atomics work (R22). */
-#define PFNGUARD_ENTRY_ATOMICS			(1U << 3)
+#define PFNGUARD_ENTRY_ATOMICS			(1ULL << 3)
 /* Zero the memory when a VM lets go (R40). */
-#define PFNGUARD_ENTRY_ZERO_ON_RETURN		(1U << 4)
+#define PFNGUARD_ENTRY_ZERO_ON_RETURN		(1ULL << 4)
 /* Blocked from assignment; quirk says why (R43). */
-#define PFNGUARD_ENTRY_QUIRKED			(1U << 5)
+#define PFNGUARD_ENTRY_QUIRKED			(1ULL << 5)
 /*
  * No action through a Normal-NC mapping can cause an uncontained failure (R04).
  */
-#define PFNGUARD_ENTRY_NC_SAFE			(1U << 6)
+#define PFNGUARD_ENTRY_NC_SAFE			(1ULL << 6)
 /*
  * The host has no access either: registers through which it could make a device
  * write anywhere, and no SMMU would see it (a GIC ITS). Nothing can be granted.
  */
-#define PFNGUARD_ENTRY_HOST_CLOSED		(1U << 7)
+#define PFNGUARD_ENTRY_HOST_CLOSED		(1ULL << 7)
 
 /* ResetKind: reset contract of a region */
 /* Nothing. */
@@ -652,7 +656,7 @@ typedef uint64_t __u64;
 /* A system register access or instruction of EL1 was refused. a ESR, b ELR. */
 #define PFNGUARD_TRACE_TRAP			8
 
-#ifndef __ASSEMBLY__
+#if !defined(__ASSEMBLY__) && !defined(__ASSEMBLER__)
 
 /**
  * struct pfnguard_request - One PFNMAP request, as an item of a CHECK batch and
@@ -706,7 +710,7 @@ struct pfnguard_decision {
  * @pfn: First page.
  * @pages: Length in pages.
  * @flags: RegionFlags bits.
- * @class: RegionClass.
+ * @region_class: RegionClass.
  * @modes: Modes bits.
  * @types: MemTypes bits.
  * @perms: Perms bits.
@@ -724,7 +728,7 @@ struct pfnguard_region_info {
 	__u64 pfn;
 	__u64 pages;
 	__u32 flags;
-	__u8 class;
+	__u8 region_class;
 	__u8 modes;
 	__u8 types;
 	__u8 perms;
@@ -764,7 +768,7 @@ struct pfnguard_manifest_header {
  * @base: First byte; page aligned.
  * @size: Bytes; page aligned, not zero.
  * @flags: RegionFlags bits.
- * @class: RegionClass.
+ * @region_class: RegionClass.
  * @modes: Modes bits.
  * @types: MemTypes bits; DEVICE is always set where modes is not empty.
  * @perms: Perms bits.
@@ -789,7 +793,7 @@ struct pfnguard_manifest_entry {
 	__u64 base;
 	__u64 size;
 	__u32 flags;
-	__u8 class;
+	__u8 region_class;
 	__u8 modes;
 	__u8 types;
 	__u8 perms;
@@ -914,227 +918,233 @@ struct pfnguard_trace_record {
 	__u64 pfn;
 };
 
-_Static_assert(sizeof(struct pfnguard_request) == 32,
-	       "size of pfnguard_request");
-_Static_assert(offsetof(struct pfnguard_request, vm) == 0,
-	       "offset of pfnguard_request.vm");
-_Static_assert(offsetof(struct pfnguard_request, mode) == 2,
-	       "offset of pfnguard_request.mode");
-_Static_assert(offsetof(struct pfnguard_request, mem_type) == 3,
-	       "offset of pfnguard_request.mem_type");
-_Static_assert(offsetof(struct pfnguard_request, perms) == 4,
-	       "offset of pfnguard_request.perms");
-_Static_assert(offsetof(struct pfnguard_request, flags) == 5,
-	       "offset of pfnguard_request.flags");
-_Static_assert(offsetof(struct pfnguard_request, alias) == 6,
-	       "offset of pfnguard_request.alias");
-_Static_assert(offsetof(struct pfnguard_request, reserved) == 7,
-	       "offset of pfnguard_request.reserved");
-_Static_assert(offsetof(struct pfnguard_request, pfn) == 8,
-	       "offset of pfnguard_request.pfn");
-_Static_assert(offsetof(struct pfnguard_request, ipa_pfn) == 16,
-	       "offset of pfnguard_request.ipa_pfn");
-_Static_assert(offsetof(struct pfnguard_request, pages) == 24,
-	       "offset of pfnguard_request.pages");
-_Static_assert(sizeof(struct pfnguard_decision) == 32,
-	       "size of pfnguard_decision");
-_Static_assert(offsetof(struct pfnguard_decision, status) == 0,
-	       "offset of pfnguard_decision.status");
-_Static_assert(offsetof(struct pfnguard_decision, rule) == 4,
-	       "offset of pfnguard_decision.rule");
-_Static_assert(offsetof(struct pfnguard_decision, subject) == 6,
-	       "offset of pfnguard_decision.subject");
-_Static_assert(offsetof(struct pfnguard_decision, pfn) == 8,
-	       "offset of pfnguard_decision.pfn");
-_Static_assert(offsetof(struct pfnguard_decision, requested) == 16,
-	       "offset of pfnguard_decision.requested");
-_Static_assert(offsetof(struct pfnguard_decision, granted) == 24,
-	       "offset of pfnguard_decision.granted");
-_Static_assert(sizeof(struct pfnguard_region_info) == 96,
-	       "size of pfnguard_region_info");
-_Static_assert(offsetof(struct pfnguard_region_info, name) == 0,
-	       "offset of pfnguard_region_info.name");
-_Static_assert(offsetof(struct pfnguard_region_info, pfn) == 32,
-	       "offset of pfnguard_region_info.pfn");
-_Static_assert(offsetof(struct pfnguard_region_info, pages) == 40,
-	       "offset of pfnguard_region_info.pages");
-_Static_assert(offsetof(struct pfnguard_region_info, flags) == 48,
-	       "offset of pfnguard_region_info.flags");
-_Static_assert(offsetof(struct pfnguard_region_info, class) == 52,
-	       "offset of pfnguard_region_info.class");
-_Static_assert(offsetof(struct pfnguard_region_info, modes) == 53,
-	       "offset of pfnguard_region_info.modes");
-_Static_assert(offsetof(struct pfnguard_region_info, types) == 54,
-	       "offset of pfnguard_region_info.types");
-_Static_assert(offsetof(struct pfnguard_region_info, perms) == 55,
-	       "offset of pfnguard_region_info.perms");
-_Static_assert(offsetof(struct pfnguard_region_info, max_vms) == 56,
-	       "offset of pfnguard_region_info.max_vms");
-_Static_assert(offsetof(struct pfnguard_region_info, blocks) == 57,
-	       "offset of pfnguard_region_info.blocks");
-_Static_assert(offsetof(struct pfnguard_region_info, reset) == 58,
-	       "offset of pfnguard_region_info.reset");
-_Static_assert(offsetof(struct pfnguard_region_info, state) == 59,
-	       "offset of pfnguard_region_info.state");
-_Static_assert(offsetof(struct pfnguard_region_info, holders) == 60,
-	       "offset of pfnguard_region_info.holders");
-_Static_assert(offsetof(struct pfnguard_region_info, streams) == 61,
-	       "offset of pfnguard_region_info.streams");
-_Static_assert(offsetof(struct pfnguard_region_info, reserved) == 62,
-	       "offset of pfnguard_region_info.reserved");
-_Static_assert(offsetof(struct pfnguard_region_info, quirk) == 64,
-	       "offset of pfnguard_region_info.quirk");
-_Static_assert(sizeof(struct pfnguard_manifest_header) == 64,
-	       "size of pfnguard_manifest_header");
-_Static_assert(offsetof(struct pfnguard_manifest_header, magic) == 0,
-	       "offset of pfnguard_manifest_header.magic");
-_Static_assert(offsetof(struct pfnguard_manifest_header, version) == 8,
-	       "offset of pfnguard_manifest_header.version");
-_Static_assert(offsetof(struct pfnguard_manifest_header, length) == 12,
-	       "offset of pfnguard_manifest_header.length");
-_Static_assert(offsetof(struct pfnguard_manifest_header, sha256) == 16,
-	       "offset of pfnguard_manifest_header.sha256");
-_Static_assert(offsetof(struct pfnguard_manifest_header, entries) == 48,
-	       "offset of pfnguard_manifest_header.entries");
-_Static_assert(offsetof(struct pfnguard_manifest_header, flags) == 52,
-	       "offset of pfnguard_manifest_header.flags");
-_Static_assert(offsetof(struct pfnguard_manifest_header, reserved) == 56,
-	       "offset of pfnguard_manifest_header.reserved");
-_Static_assert(sizeof(struct pfnguard_manifest_entry) == 144,
-	       "size of pfnguard_manifest_entry");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, name) == 0,
-	       "offset of pfnguard_manifest_entry.name");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, base) == 32,
-	       "offset of pfnguard_manifest_entry.base");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, size) == 40,
-	       "offset of pfnguard_manifest_entry.size");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, flags) == 48,
-	       "offset of pfnguard_manifest_entry.flags");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, class) == 52,
-	       "offset of pfnguard_manifest_entry.class");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, modes) == 53,
-	       "offset of pfnguard_manifest_entry.modes");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, types) == 54,
-	       "offset of pfnguard_manifest_entry.types");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, perms) == 55,
-	       "offset of pfnguard_manifest_entry.perms");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, max_vms) == 56,
-	       "offset of pfnguard_manifest_entry.max_vms");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, blocks) == 57,
-	       "offset of pfnguard_manifest_entry.blocks");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, reset) == 58,
-	       "offset of pfnguard_manifest_entry.reset");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, reset_width) == 59,
-	       "offset of pfnguard_manifest_entry.reset_width");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, stream_count) == 60,
-	       "offset of pfnguard_manifest_entry.stream_count");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, reserved) == 61,
-	       "offset of pfnguard_manifest_entry.reserved");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, reset_addr) == 64,
-	       "offset of pfnguard_manifest_entry.reset_addr");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, reset_mask) == 72,
-	       "offset of pfnguard_manifest_entry.reset_mask");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, reset_value) == 80,
-	       "offset of pfnguard_manifest_entry.reset_value");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, reset_bound) == 88,
-	       "offset of pfnguard_manifest_entry.reset_bound");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, reserved2) == 92,
-	       "offset of pfnguard_manifest_entry.reserved2");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, streams) == 96,
-	       "offset of pfnguard_manifest_entry.streams");
-_Static_assert(offsetof(struct pfnguard_manifest_entry, quirk) == 112,
-	       "offset of pfnguard_manifest_entry.quirk");
-_Static_assert(sizeof(struct pfnguard_migration_header) == 48,
-	       "size of pfnguard_migration_header");
-_Static_assert(offsetof(struct pfnguard_migration_header, magic) == 0,
-	       "offset of pfnguard_migration_header.magic");
-_Static_assert(offsetof(struct pfnguard_migration_header, version) == 8,
-	       "offset of pfnguard_migration_header.version");
-_Static_assert(offsetof(struct pfnguard_migration_header, items) == 12,
-	       "offset of pfnguard_migration_header.items");
-_Static_assert(offsetof(struct pfnguard_migration_header, contract) == 16,
-	       "offset of pfnguard_migration_header.contract");
-_Static_assert(offsetof(struct pfnguard_migration_header, reserved) == 20,
-	       "offset of pfnguard_migration_header.reserved");
-_Static_assert(offsetof(struct pfnguard_migration_header, capabilities) == 24,
-	       "offset of pfnguard_migration_header.capabilities");
-_Static_assert(offsetof(struct pfnguard_migration_header, status) == 32,
-	       "offset of pfnguard_migration_header.status");
-_Static_assert(offsetof(struct pfnguard_migration_header, rule) == 36,
-	       "offset of pfnguard_migration_header.rule");
-_Static_assert(offsetof(struct pfnguard_migration_header, subject) == 38,
-	       "offset of pfnguard_migration_header.subject");
-_Static_assert(offsetof(struct pfnguard_migration_header, missing) == 40,
-	       "offset of pfnguard_migration_header.missing");
-_Static_assert(sizeof(struct pfnguard_migration_item) == 80,
-	       "size of pfnguard_migration_item");
-_Static_assert(offsetof(struct pfnguard_migration_item, name) == 0,
-	       "offset of pfnguard_migration_item.name");
-_Static_assert(offsetof(struct pfnguard_migration_item, offset_pages) == 32,
-	       "offset of pfnguard_migration_item.offset_pages");
-_Static_assert(offsetof(struct pfnguard_migration_item, pages) == 40,
-	       "offset of pfnguard_migration_item.pages");
-_Static_assert(offsetof(struct pfnguard_migration_item, ipa_pfn) == 48,
-	       "offset of pfnguard_migration_item.ipa_pfn");
-_Static_assert(offsetof(struct pfnguard_migration_item, flags) == 56,
-	       "offset of pfnguard_migration_item.flags");
-_Static_assert(offsetof(struct pfnguard_migration_item, mode) == 60,
-	       "offset of pfnguard_migration_item.mode");
-_Static_assert(offsetof(struct pfnguard_migration_item, mem_type) == 61,
-	       "offset of pfnguard_migration_item.mem_type");
-_Static_assert(offsetof(struct pfnguard_migration_item, perms) == 62,
-	       "offset of pfnguard_migration_item.perms");
-_Static_assert(offsetof(struct pfnguard_migration_item, request_flags) == 63,
-	       "offset of pfnguard_migration_item.request_flags");
-_Static_assert(offsetof(struct pfnguard_migration_item, status) == 64,
-	       "offset of pfnguard_migration_item.status");
-_Static_assert(offsetof(struct pfnguard_migration_item, rule) == 68,
-	       "offset of pfnguard_migration_item.rule");
-_Static_assert(offsetof(struct pfnguard_migration_item, subject) == 70,
-	       "offset of pfnguard_migration_item.subject");
-_Static_assert(offsetof(struct pfnguard_migration_item, reserved) == 72,
-	       "offset of pfnguard_migration_item.reserved");
-_Static_assert(sizeof(struct pfnguard_ring_header) == 64,
-	       "size of pfnguard_ring_header");
-_Static_assert(offsetof(struct pfnguard_ring_header, written) == 0,
-	       "offset of pfnguard_ring_header.written");
-_Static_assert(offsetof(struct pfnguard_ring_header, capacity) == 8,
-	       "offset of pfnguard_ring_header.capacity");
-_Static_assert(offsetof(struct pfnguard_ring_header, record_size) == 12,
-	       "offset of pfnguard_ring_header.record_size");
-_Static_assert(offsetof(struct pfnguard_ring_header, cpu) == 16,
-	       "offset of pfnguard_ring_header.cpu");
-_Static_assert(offsetof(struct pfnguard_ring_header, frequency) == 20,
-	       "offset of pfnguard_ring_header.frequency");
-_Static_assert(offsetof(struct pfnguard_ring_header, reserved) == 24,
-	       "offset of pfnguard_ring_header.reserved");
-_Static_assert(sizeof(struct pfnguard_trace_record) == 64,
-	       "size of pfnguard_trace_record");
-_Static_assert(offsetof(struct pfnguard_trace_record, sequence) == 0,
-	       "offset of pfnguard_trace_record.sequence");
-_Static_assert(offsetof(struct pfnguard_trace_record, time) == 8,
-	       "offset of pfnguard_trace_record.time");
-_Static_assert(offsetof(struct pfnguard_trace_record, kind) == 16,
-	       "offset of pfnguard_trace_record.kind");
-_Static_assert(offsetof(struct pfnguard_trace_record, rule) == 18,
-	       "offset of pfnguard_trace_record.rule");
-_Static_assert(offsetof(struct pfnguard_trace_record, status) == 20,
-	       "offset of pfnguard_trace_record.status");
-_Static_assert(offsetof(struct pfnguard_trace_record, subject) == 24,
-	       "offset of pfnguard_trace_record.subject");
-_Static_assert(offsetof(struct pfnguard_trace_record, vm) == 26,
-	       "offset of pfnguard_trace_record.vm");
-_Static_assert(offsetof(struct pfnguard_trace_record, reserved) == 28,
-	       "offset of pfnguard_trace_record.reserved");
-_Static_assert(offsetof(struct pfnguard_trace_record, a) == 32,
-	       "offset of pfnguard_trace_record.a");
-_Static_assert(offsetof(struct pfnguard_trace_record, b) == 40,
-	       "offset of pfnguard_trace_record.b");
-_Static_assert(offsetof(struct pfnguard_trace_record, c) == 48,
-	       "offset of pfnguard_trace_record.c");
-_Static_assert(offsetof(struct pfnguard_trace_record, pfn) == 56,
-	       "offset of pfnguard_trace_record.pfn");
+#ifdef __cplusplus
+#define PFNGUARD_ASSERT static_assert
+#else
+#define PFNGUARD_ASSERT _Static_assert
+#endif
+PFNGUARD_ASSERT(sizeof(struct pfnguard_request) == 32,
+		"size of pfnguard_request");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_request, vm) == 0,
+		"offset of pfnguard_request.vm");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_request, mode) == 2,
+		"offset of pfnguard_request.mode");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_request, mem_type) == 3,
+		"offset of pfnguard_request.mem_type");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_request, perms) == 4,
+		"offset of pfnguard_request.perms");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_request, flags) == 5,
+		"offset of pfnguard_request.flags");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_request, alias) == 6,
+		"offset of pfnguard_request.alias");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_request, reserved) == 7,
+		"offset of pfnguard_request.reserved");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_request, pfn) == 8,
+		"offset of pfnguard_request.pfn");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_request, ipa_pfn) == 16,
+		"offset of pfnguard_request.ipa_pfn");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_request, pages) == 24,
+		"offset of pfnguard_request.pages");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_decision) == 32,
+		"size of pfnguard_decision");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_decision, status) == 0,
+		"offset of pfnguard_decision.status");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_decision, rule) == 4,
+		"offset of pfnguard_decision.rule");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_decision, subject) == 6,
+		"offset of pfnguard_decision.subject");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_decision, pfn) == 8,
+		"offset of pfnguard_decision.pfn");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_decision, requested) == 16,
+		"offset of pfnguard_decision.requested");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_decision, granted) == 24,
+		"offset of pfnguard_decision.granted");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_region_info) == 96,
+		"size of pfnguard_region_info");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, name) == 0,
+		"offset of pfnguard_region_info.name");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, pfn) == 32,
+		"offset of pfnguard_region_info.pfn");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, pages) == 40,
+		"offset of pfnguard_region_info.pages");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, flags) == 48,
+		"offset of pfnguard_region_info.flags");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, region_class) == 52,
+		"offset of pfnguard_region_info.class");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, modes) == 53,
+		"offset of pfnguard_region_info.modes");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, types) == 54,
+		"offset of pfnguard_region_info.types");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, perms) == 55,
+		"offset of pfnguard_region_info.perms");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, max_vms) == 56,
+		"offset of pfnguard_region_info.max_vms");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, blocks) == 57,
+		"offset of pfnguard_region_info.blocks");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, reset) == 58,
+		"offset of pfnguard_region_info.reset");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, state) == 59,
+		"offset of pfnguard_region_info.state");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, holders) == 60,
+		"offset of pfnguard_region_info.holders");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, streams) == 61,
+		"offset of pfnguard_region_info.streams");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, reserved) == 62,
+		"offset of pfnguard_region_info.reserved");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, quirk) == 64,
+		"offset of pfnguard_region_info.quirk");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_manifest_header) == 64,
+		"size of pfnguard_manifest_header");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_header, magic) == 0,
+		"offset of pfnguard_manifest_header.magic");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_header, version) == 8,
+		"offset of pfnguard_manifest_header.version");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_header, length) == 12,
+		"offset of pfnguard_manifest_header.length");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_header, sha256) == 16,
+		"offset of pfnguard_manifest_header.sha256");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_header, entries) == 48,
+		"offset of pfnguard_manifest_header.entries");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_header, flags) == 52,
+		"offset of pfnguard_manifest_header.flags");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_header, reserved) == 56,
+		"offset of pfnguard_manifest_header.reserved");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_manifest_entry) == 144,
+		"size of pfnguard_manifest_entry");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, name) == 0,
+		"offset of pfnguard_manifest_entry.name");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, base) == 32,
+		"offset of pfnguard_manifest_entry.base");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, size) == 40,
+		"offset of pfnguard_manifest_entry.size");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, flags) == 48,
+		"offset of pfnguard_manifest_entry.flags");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, region_class) == 52,
+		"offset of pfnguard_manifest_entry.class");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, modes) == 53,
+		"offset of pfnguard_manifest_entry.modes");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, types) == 54,
+		"offset of pfnguard_manifest_entry.types");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, perms) == 55,
+		"offset of pfnguard_manifest_entry.perms");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, max_vms) == 56,
+		"offset of pfnguard_manifest_entry.max_vms");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, blocks) == 57,
+		"offset of pfnguard_manifest_entry.blocks");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, reset) == 58,
+		"offset of pfnguard_manifest_entry.reset");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, reset_width) == 59,
+		"offset of pfnguard_manifest_entry.reset_width");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, stream_count) == 60,
+		"offset of pfnguard_manifest_entry.stream_count");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, reserved) == 61,
+		"offset of pfnguard_manifest_entry.reserved");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, reset_addr) == 64,
+		"offset of pfnguard_manifest_entry.reset_addr");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, reset_mask) == 72,
+		"offset of pfnguard_manifest_entry.reset_mask");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, reset_value) == 80,
+		"offset of pfnguard_manifest_entry.reset_value");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, reset_bound) == 88,
+		"offset of pfnguard_manifest_entry.reset_bound");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, reserved2) == 92,
+		"offset of pfnguard_manifest_entry.reserved2");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, streams) == 96,
+		"offset of pfnguard_manifest_entry.streams");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_entry, quirk) == 112,
+		"offset of pfnguard_manifest_entry.quirk");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_migration_header) == 48,
+		"size of pfnguard_migration_header");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_header, magic) == 0,
+		"offset of pfnguard_migration_header.magic");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_header, version) == 8,
+		"offset of pfnguard_migration_header.version");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_header, items) == 12,
+		"offset of pfnguard_migration_header.items");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_header, contract) == 16,
+		"offset of pfnguard_migration_header.contract");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_header, reserved) == 20,
+		"offset of pfnguard_migration_header.reserved");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_header, capabilities) == 24,
+		"offset of pfnguard_migration_header.capabilities");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_header, status) == 32,
+		"offset of pfnguard_migration_header.status");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_header, rule) == 36,
+		"offset of pfnguard_migration_header.rule");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_header, subject) == 38,
+		"offset of pfnguard_migration_header.subject");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_header, missing) == 40,
+		"offset of pfnguard_migration_header.missing");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_migration_item) == 80,
+		"size of pfnguard_migration_item");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, name) == 0,
+		"offset of pfnguard_migration_item.name");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, offset_pages) == 32,
+		"offset of pfnguard_migration_item.offset_pages");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, pages) == 40,
+		"offset of pfnguard_migration_item.pages");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, ipa_pfn) == 48,
+		"offset of pfnguard_migration_item.ipa_pfn");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, flags) == 56,
+		"offset of pfnguard_migration_item.flags");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, mode) == 60,
+		"offset of pfnguard_migration_item.mode");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, mem_type) == 61,
+		"offset of pfnguard_migration_item.mem_type");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, perms) == 62,
+		"offset of pfnguard_migration_item.perms");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, request_flags) == 63,
+		"offset of pfnguard_migration_item.request_flags");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, status) == 64,
+		"offset of pfnguard_migration_item.status");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, rule) == 68,
+		"offset of pfnguard_migration_item.rule");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, subject) == 70,
+		"offset of pfnguard_migration_item.subject");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_migration_item, reserved) == 72,
+		"offset of pfnguard_migration_item.reserved");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_ring_header) == 64,
+		"size of pfnguard_ring_header");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ring_header, written) == 0,
+		"offset of pfnguard_ring_header.written");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ring_header, capacity) == 8,
+		"offset of pfnguard_ring_header.capacity");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ring_header, record_size) == 12,
+		"offset of pfnguard_ring_header.record_size");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ring_header, cpu) == 16,
+		"offset of pfnguard_ring_header.cpu");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ring_header, frequency) == 20,
+		"offset of pfnguard_ring_header.frequency");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ring_header, reserved) == 24,
+		"offset of pfnguard_ring_header.reserved");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_trace_record) == 64,
+		"size of pfnguard_trace_record");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, sequence) == 0,
+		"offset of pfnguard_trace_record.sequence");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, time) == 8,
+		"offset of pfnguard_trace_record.time");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, kind) == 16,
+		"offset of pfnguard_trace_record.kind");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, rule) == 18,
+		"offset of pfnguard_trace_record.rule");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, status) == 20,
+		"offset of pfnguard_trace_record.status");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, subject) == 24,
+		"offset of pfnguard_trace_record.subject");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, vm) == 26,
+		"offset of pfnguard_trace_record.vm");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, reserved) == 28,
+		"offset of pfnguard_trace_record.reserved");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, a) == 32,
+		"offset of pfnguard_trace_record.a");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, b) == 40,
+		"offset of pfnguard_trace_record.b");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, c) == 48,
+		"offset of pfnguard_trace_record.c");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, pfn) == 56,
+		"offset of pfnguard_trace_record.pfn");
+#undef PFNGUARD_ASSERT
 
-#endif /* __ASSEMBLY__ */
+#endif /* !assembly */
 
 #endif /* _UAPI_PFNGUARD_H */

@@ -10,7 +10,7 @@
 //! 4. Run it: [`Host::vcpu_init`], then [`Host::vcpu_run`] in a loop over [`Exit`].
 //! 5. Let go: [`Host::vm_teardown`], [`Host::reclaim_guest`], [`Host::vm_free`] until it says 0.
 //!
-//! Every caller is generic over the [`Hypercall`] that carries the registers: [`Hvc`] on the
+//! Every caller is generic over the [`Hypercall`] that carries the registers: `Hvc` on the
 //! machine, a fake in tests. A call that is refused has changed nothing; [`Refused`] says which
 //! rule refused, on account of which page, and what would have been granted.
 //!

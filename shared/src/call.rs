@@ -29,7 +29,8 @@ numbers! {
         HostShareHyp = 0xc600_0110,
         /// x1 page, x2 count. Takes that back; pinned pages are busy.
         HostUnshareHyp = 0xc600_0111,
-        /// x1 VM, x2 page, x3 IPA page, x4 count, x5 `Perms`. The guest borrows host pages.
+        /// x1 VM (not a protected one), x2 page, x3 IPA page, x4 count, x5 `Perms`. The guest borrows
+        /// host pages.
         HostShareGuest = 0xc600_0112,
         /// x1 VM, x2 page, x3 IPA page, x4 count. The host takes them back.
         HostUnshareGuest = 0xc600_0113,
@@ -48,31 +49,36 @@ numbers! {
         /// x1 VM, torn down and empty. Gives one table page back: x1 page, x2 pages still held.
         /// Repeat until x2 is 0; the VM number is free then.
         VmFree = 0xc600_0124,
-        /// x1 VM, x2 vCPU, x3 entry point, x4 value of the guest's x0.
+        /// x1 VM, x2 vCPU, x3 entry point, x4 value of the guest's x0. Only a vCPU that never ran; of a
+        /// protected VM only vCPU 0, before anything ran.
         VcpuInit = 0xc600_0125,
         /// x1 VM, x2 vCPU, x3 value that completes an MMIO read. Returns x1 `ExitReason`, x2..x4 facts.
         VcpuRun = 0xc600_0126,
         /// x1 VM, x2 vCPU, x3 register 0..=30. Returns x1 its value. Not for protected VMs.
         VcpuGetReg = 0xc600_0127,
-        /// x1 VM, x2 vCPU, x3 register 0..=30, x4 value. Protected VMs: only before the first run.
+        /// x1 VM, x2 vCPU, x3 register 0..=30, x4 value. Of a protected VM only vCPU 0, before anything
+        /// ran.
         VcpuSetReg = 0xc600_0128,
         /// x1 items (1..=64) in the argument page: requests in, decisions out. Changes nothing else.
         PfnmapCheck = 0xc600_0130,
-        /// x1 `RequestWord`, x2 page, x3 IPA page, x4 pages (any length). Announces a region for a VM.
+        /// x1 the first eight bytes of a `Request`, little-endian, x2 page, x3 IPA page, x4 pages (any
+        /// length). Announces a region for a VM.
         PfnmapBind = 0xc600_0131,
         /// x1 VM, x2 IPA page of a binding. Installs its stage-2 entries now.
         PfnmapMap = 0xc600_0132,
         /// x1 VM, x2 IPA page of a binding. Returns x1 `RegionState` that the region is in afterwards.
+        /// Refused for what was donated to a protected VM: its teardown ends that.
         PfnmapUnbind = 0xc600_0133,
-        /// x1 region index, in quarantine. Reports (`External`) or retries (`Poll`) the reset.
-        /// Returns x1 `RegionState`.
+        /// x1 region index, in quarantine. Reports that its device was reset (`External`). Returns x1
+        /// `RegionState`.
         PfnmapReset = 0xc600_0134,
-        /// x1 VM, x2 IPA page. Returns x1 `PAR_EL1` of `AT S12E1R` through a write-back stage 1.
+        /// x1 VM, x2 IPA page (of a protected VM only in a binding). Returns x1 `PAR_EL1` of `AT S12E1R`
+        /// through a write-back stage 1.
         PfnmapProbe = 0xc600_0135,
         /// x1 VM. Writes a migration descriptor to the argument page; returns x1 its bytes.
         MigrateExport = 0xc600_0140,
         /// Judges the descriptor in the argument page; each item's verdict is written in place.
-        /// Returns x1 items that fail here.
+        /// Returns x1 items that fail here, x2 missing `Capabilities`.
         MigrateCheck = 0xc600_0141,
     }
 }
@@ -92,7 +98,8 @@ numbers! {
         MemUnshare = 0xc600_0004,
         /// x1 `InfoSelector`: the guest reads the manifest's hash and the platform's abilities.
         Info = 0xc600_0100,
-        /// x1 IPA page, x2 pages. Returns x1 packed `Promise`, x2 pages from x1 on it holds for (R23).
+        /// x1 IPA page, x2 pages. Returns x1 `Perms` in bits 7:0, `MemType` in 15:8, `Promise` bits in
+        /// 31:16; x2 pages from the first one on that it holds for (R23).
         Query = 0xc600_0180,
         /// x1..x3 values. Exits to the host with `ExitReason::Yield` and these values.
         Yield = 0xc600_0181,

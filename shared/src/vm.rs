@@ -29,10 +29,11 @@ numbers! {
         Interrupt = 0,
         /// The guest waits for an interrupt (WFI).
         Wait = 1,
-        /// Access to an address nothing maps. x2 IPA, x3 `MmioAccess` bits with the access size in
+        /// Access of a VM that is not protected to an address nothing maps. x2 IPA, x3 `MmioAccess` bits with the access size in
         /// bytes in bits 15:8, x4 the value of a store. Run again with x3 the value of a load.
         Mmio = 2,
-        /// An access that cannot be emulated (no syndrome, or an instruction fetch). x2 IPA.
+        /// An access that cannot be emulated: no syndrome, an instruction fetch, a forbidden one, or any
+        /// of a protected VM to an address nothing maps. x2 IPA.
         Fault = 3,
         /// Guest call `Yield`. x2..x4 its arguments.
         Yield = 4,

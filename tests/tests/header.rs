@@ -7,9 +7,13 @@ use pfnguard_tools::header::{first_difference, generate, path};
 
 /// Compiles `source` with the header in reach; `None` without a C compiler.
 fn compile(arguments: &[&str], source: &str) -> Option<(bool, String)> {
+    compile_as("c", arguments, source)
+}
+
+fn compile_as(language: &str, arguments: &[&str], source: &str) -> Option<(bool, String)> {
     let directory = path().parent()?.to_owned();
     let mut cc = Command::new("cc");
-    cc.arg("-I").arg(directory).args(arguments).args(["-fsyntax-only", "-x", "c", "-"]);
+    cc.arg("-I").arg(directory).args(arguments).args(["-fsyntax-only", "-x", language, "-"]);
     cc.stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut child = cc.spawn().ok()?;
     child.stdin.take()?.write_all(source.as_bytes()).ok()?;
@@ -33,6 +37,18 @@ fn the_header_is_strict_c11_and_its_layouts_hold() {
     if let Some((compiled, errors)) = compile(&STRICT, source) {
         assert!(compiled, "{errors}");
     }
+}
+
+#[test]
+fn cpp_can_include_the_header() {
+    let arguments = ["-std=c++17", "-Wall", "-Wextra", "-Werror"];
+    // A machine that links Rust has `cc`; that it also speaks C++ is not a matter of course.
+    let Some((true, _)) = compile_as("c++", &[], "int main() { return 0; }\n") else { return };
+    let compiled = compile_as("c++", &arguments, "#include \"pfnguard.h\"\n");
+    assert!(compiled.is_some_and(|(compiled, errors)| {
+        eprintln!("{errors}");
+        compiled
+    }));
 }
 
 #[test]

@@ -35,7 +35,7 @@ const PROLOGUE: &str = "\
 #ifndef _UAPI_PFNGUARD_H
 #define _UAPI_PFNGUARD_H
 
-#ifndef __ASSEMBLY__
+#if !defined(__ASSEMBLY__) && !defined(__ASSEMBLER__)
 #if defined(__KERNEL__)
 #include <linux/stddef.h>
 #include <linux/types.h>
@@ -52,7 +52,16 @@ typedef uint32_t __u32;
 typedef int32_t __s32;
 typedef uint64_t __u64;
 #endif
-#endif /* __ASSEMBLY__ */
+#endif /* !assembly */
+";
+
+/// How the layouts are asserted in both languages.
+const ASSERT: &str = "
+#ifdef __cplusplus
+#define PFNGUARD_ASSERT static_assert
+#else
+#define PFNGUARD_ASSERT _Static_assert
+#endif
 ";
 
 /// Whether the header is to be written or only compared.
@@ -81,7 +90,10 @@ pub fn run(action: Action) -> miette::Result<()> {
             let problem = || format!("cannot read {}", path.display());
             let old = std::fs::read_to_string(&path).into_diagnostic().wrap_err_with(problem)?;
             match first_difference(&old, &fresh) {
-                None => Ok(()),
+                None => {
+                    println!("{} is up to date", path.display());
+                    Ok(())
+                }
                 Some(place) => Err(miette!(
                     help = "cargo run -- header",
                     "{} is not what the ABI says: {place}",
@@ -102,15 +114,16 @@ pub fn generate() -> String {
     for group in abi::GROUPS {
         text.push_str(&define_group(group));
     }
-    text.push_str("\n#ifndef __ASSEMBLY__\n");
+    text.push_str("\n#if !defined(__ASSEMBLY__) && !defined(__ASSEMBLER__)\n");
     for layout in abi::layouts() {
         text.push_str(&define_struct(&layout));
     }
-    text.push('\n');
+    text.push_str(ASSERT);
     for layout in abi::layouts() {
         text.push_str(&assertions(&layout));
     }
-    text.push_str("\n#endif /* __ASSEMBLY__ */\n\n#endif /* _UAPI_PFNGUARD_H */\n");
+    text.push_str("#undef PFNGUARD_ASSERT\n");
+    text.push_str("\n#endif /* !assembly */\n\n#endif /* _UAPI_PFNGUARD_H */\n");
     text
 }
 
@@ -149,7 +162,7 @@ fn number(kind: Kind, constant: &Constant) -> String {
         Kind::Functions => format!("{value:#010x}"),
         Kind::Numbers if value < 0 => format!("({value})"),
         Kind::Numbers => value.to_string(),
-        Kind::Bits => format!("(1U << {})", value.trailing_zeros()),
+        Kind::Bits => format!("(1ULL << {})", value.trailing_zeros()),
     }
 }
 
@@ -165,7 +178,7 @@ fn define_struct(layout: &Layout) -> String {
     let title = wrap(&format!("struct {name} - {}", prose(layout.docs)), " * ");
     let mut text = format!("\n/**\n{title}");
     for field in layout.fields {
-        text.push_str(&wrap(&format!("@{}: {}", field.name, prose(field.docs)), " * "));
+        text.push_str(&wrap(&format!("@{}: {}", c_name(field), prose(field.docs)), " * "));
     }
     text.push_str(&format!(" */\nstruct {name} {{\n"));
     for field in layout.fields {
@@ -188,11 +201,11 @@ fn struct_name(layout: &Layout) -> String {
 fn assertions(layout: &Layout) -> String {
     let name = struct_name(layout);
     let assertion =
-        |claim: String, what: &str| format!("_Static_assert({claim},\n\t       \"{what}\");\n");
+        |claim: String, what: &str| format!("PFNGUARD_ASSERT({claim},\n\t\t\"{what}\");\n");
     let size = format!("sizeof(struct {name}) == {}", layout.size);
     let mut text = assertion(size, &format!("size of {name}"));
     for field in layout.fields {
-        let claim = format!("offsetof(struct {name}, {}) == {}", field.name, field.offset);
+        let claim = format!("offsetof(struct {name}, {}) == {}", c_name(field), field.offset);
         text.push_str(&assertion(claim, &format!("offset of {name}.{}", field.name)));
     }
     text
@@ -202,8 +215,18 @@ fn assertions(layout: &Layout) -> String {
 fn member(field: &Field) -> String {
     let array = field.rust_type.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
     match array.and_then(|array| array.split_once(';')) {
-        Some((element, count)) => format!("{} {}[{}]", c_type(element), field.name, count.trim()),
-        None => format!("{} {}", c_type(field.rust_type), field.name),
+        Some((element, count)) => {
+            format!("{} {}[{}]", c_type(element), c_name(field), count.trim())
+        }
+        None => format!("{} {}", c_type(field.rust_type), c_name(field)),
+    }
+}
+
+/// Returns a field's name in C, which C++ has to be able to read too.
+fn c_name(field: &Field) -> &'static str {
+    match field.name {
+        "class" => "region_class",
+        name => name,
     }
 }
 

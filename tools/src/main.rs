@@ -1,5 +1,7 @@
 //! pfnguard's command-line program.
 
+#![forbid(unsafe_code)]
+
 use clap::Parser;
 use miette::MietteHandlerOpts;
 use pfnguard_tools::cli::Cli;

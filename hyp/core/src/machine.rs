@@ -1,6 +1,6 @@
 //! What the core asks of the machine: small roles, each with a written contract.
 //!
-//! The aarch64 implementations live in `pfnguard-arch`. The fakes in [`crate::fake`] look nothing
+//! The aarch64 implementations live in `pfnguard-arch`. The fakes in `fake.rs` look nothing
 //! like VMSA: they are maps from page to page.
 
 use pfnguard_shared::info::Capabilities;

@@ -46,8 +46,8 @@ fn row(transcript: &Transcript, judged: &Judged) -> Row {
 fn outcome(decision: &Decision) -> String {
     match decision.status {
         Status::Success => "granted".to_owned(),
-        Status::Denied => "refused".to_owned(),
         Status::NotSupported
+        | Status::Denied
         | Status::InvalidParameter
         | Status::NotFound
         | Status::WrongState
@@ -110,10 +110,10 @@ fn summary(transcript: &Transcript, decisions: &[Judged]) -> String {
         .filter(|bit| able.raw() & bit.value.cast_unsigned() != 0)
         .map(|bit| bit.name)
         .collect();
-    let verdict = if wrong == 0 {
-        "each as specified, each grant of the type asked for".to_owned()
-    } else {
-        format!("{wrong} not as specified")
+    let verdict = match (transcript.end.is_some(), wrong) {
+        (false, _) => "INCOMPLETE: the machine did not finish".to_owned(),
+        (true, 0) => "each as specified, each grant of the type asked for".to_owned(),
+        (true, wrong) => format!("{wrong} NOT as specified"),
     };
     let abilities = if names.is_empty() { "none".to_owned() } else { names.join(" ") };
     format!(
@@ -145,7 +145,8 @@ mod tests {
         );
         let device = "@device bdf=00:02.0 vendor=1234 device=11e8 name=edu".to_owned();
         let caps = "@caps value=0x3".to_owned();
-        let transcript = Transcript::read(&[device, caps]);
+        let end = "@end passed=2 failed=0".to_owned();
+        let transcript = Transcript::read(&[device, caps, end]);
         let table = render(&transcript, &[judged(&grant), judged(&refusal)]);
         let expected = "\
 device       BAR  request                decision               rule  CPU reports / reason

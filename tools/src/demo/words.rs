@@ -17,6 +17,7 @@ pub(super) fn explain(subject: Subject, requested: u64, granted: u64) -> String 
         Subject::Types => format!("type {left}, granted {right}"),
         Subject::Permissions => format!("permissions {left}, granted {right}"),
         Subject::Holders => format!("{left} VMs would hold it, {right} may"),
+        Subject::Pages if granted == 0 => "not in the manifest".to_owned(),
         Subject::Pages => format!("{left} pages, at most {right}"),
         Subject::PageState => format!("the page must be {left} and is {right}"),
         Subject::RegionState => format!("the region must be {left} and is {right}"),

@@ -45,9 +45,8 @@ impl ManifestError {
 
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Some(Place { index, name }) => write!(f, "entry {index} \"{name}\": ")?,
-            None => f.write_str("manifest: ")?,
+        if let Some(Place { index, name }) = &self.place {
+            write!(f, "entry {index} \"{name}\": ")?;
         }
         f.write_str(self.constraint.broken())?;
         match self.fact {

@@ -338,7 +338,7 @@ fn r50_a_refusal_names_the_entry_the_reason_and_the_rule_in_one_line() {
     let line = "entry 1 \"gpu-mem\": cacheable granted but class is mmio (R06, M22)";
     assert_eq!(error.to_string(), line);
     let error = parse(&[]).unwrap_err();
-    assert!(error.to_string().starts_with("manifest: the length"), "{error}");
+    assert!(error.to_string().starts_with("the length"), "{error}");
 }
 
 #[test]
