@@ -1,6 +1,6 @@
 //! The payload on the machines of the test matrix: the bare-metal host's own tests, each CPU once
 //! with two CPUs in parallel and once with instructions as the clock; and every decision of the
-//! main job judged on each CPU.
+//! main job judged on each CPU. The oracle judges what EL2 executes in every one of these runs.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pfnguard_tools::demo::Demo;
 use pfnguard_tools::machine::{Clock, Cpu, MATRIX, Machine};
+use pfnguard_tools::oracle::Oracle;
 use pfnguard_tools::progress::Progress;
 use pfnguard_tools::qemu::Echo;
 use pfnguard_tools::suite::Suite;
@@ -62,7 +63,8 @@ impl Drop for Held<'_> {
 
 fn passes_its_tests(machine: Machine) {
     let (echo, progress) = (Echo::Silent, Progress::Plain);
-    let suite = Suite { machine, prefix: String::new(), timeout: TIMEOUT, echo, progress };
+    let (prefix, oracle) = (String::new(), Oracle::On);
+    let suite = Suite { machine, prefix, timeout: TIMEOUT, echo, progress, oracle };
     match SLOTS.hold(machine, || suite.run()) {
         Ok(tally) => println!("{machine}: {tally}"),
         Err(report) => panic!("{machine}: {report}"),
@@ -71,7 +73,8 @@ fn passes_its_tests(machine: Machine) {
 
 fn decides_as_specified(machine: Machine) {
     let (echo, progress) = (Echo::Silent, Progress::Plain);
-    let demo = Demo { machine, timeout: TIMEOUT, echo, keep_log: None, progress };
+    let oracle = Oracle::On;
+    let demo = Demo { machine, timeout: TIMEOUT, echo, keep_log: None, progress, oracle };
     let judged = SLOTS.hold(machine, || demo.run().and_then(|outcome| outcome.check()));
     if let Err(report) = judged {
         panic!("{machine}: {report}");

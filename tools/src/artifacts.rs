@@ -157,6 +157,16 @@ impl Recipe {
     }
 }
 
+/// Returns where cargo puts the linked payload: for its symbols and its sections.
+pub fn payload_elf() -> PathBuf {
+    PAYLOAD.elf()
+}
+
+/// Returns where cargo puts the linked bare-metal host.
+pub fn host_elf() -> PathBuf {
+    HOST.elf()
+}
+
 /// Builds the payload and the bare-metal host and makes them flat.
 ///
 /// Builds once per process, and one at a time among processes.

@@ -7,9 +7,11 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::artifacts::{self, ArtifactError};
+use crate::bench::{self, Bench, Keep, Profiler};
 use crate::demo::Demo;
 use crate::header::{self, Action};
 use crate::machine::{Clock, Cpu, Machine};
+use crate::oracle::{self, Maintenance, Oracle, Oversight, Symbols};
 use crate::progress::Progress;
 use crate::qemu::Echo;
 use crate::suite::Suite;
@@ -18,7 +20,7 @@ use crate::{manifest, setup};
 /// pfnguard: a small protected hypervisor that decides which memory type a guest gets.
 ///
 /// Without a command, it does the main job: boots a machine with real PCI devices in QEMU, asks
-/// for every combination of mode, type and permission on every BAR, and prints each decision with
+/// for every combination of mode, type and permissions R, RW, RX on every BAR, and prints each decision with
 /// the memory type that the CPU itself reports. Exit code 0 means that every decision is the one
 /// that the specification gives.
 #[derive(Debug, Parser)]
@@ -36,8 +38,14 @@ enum Command {
     Setup,
     /// Builds the payload and the bare-metal host as images.
     Build,
+    /// Counts what calls cost in instructions, beside Linux pKVM; fails if a target is missed.
+    Bench(BenchArgs),
     /// Runs the bare-metal host's tests on one machine.
     TestMachine(TestArgs),
+    /// Counts TLB, barrier and cache operations of each kind of call in a run of all tests.
+    Maintenance(MaintenanceArgs),
+    /// Judges a trace that `test-machine --keep-trace` has kept.
+    Trace(TraceArgs),
     /// Generates the C header of the ABI.
     Header(HeaderArgs),
     /// Makes a flat image of an ELF file.
@@ -65,6 +73,27 @@ struct MachineArgs {
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
+    /// Do not judge what EL2 executes.
+    #[arg(long)]
+    no_oracle: bool,
+    /// Keep the trace of what EL2 executes in this file.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_oracle")]
+    keep_trace: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct MaintenanceArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Keep the table in docs/maintenance.md.
+    #[arg(long)]
+    write: bool,
+}
+
+#[derive(Debug, Args)]
+struct TraceArgs {
+    /// The trace.
+    file: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -83,6 +112,25 @@ struct TestArgs {
     /// Run only tests whose name starts with this.
     #[arg(default_value = "")]
     prefix: String,
+}
+
+#[derive(Debug, Args)]
+struct BenchArgs {
+    /// Keep the table in docs/benchmark.md.
+    #[arg(long)]
+    write: bool,
+    /// Show where the instructions of one call go: the name of a row (share-hyp, check-64, …).
+    #[arg(long, value_name = "ROW", conflicts_with = "write")]
+    profile: Option<String>,
+    /// Show the payload's functions by size.
+    #[arg(long, conflicts_with_all = ["write", "profile"])]
+    sizes: bool,
+    /// Show the machine's log as it comes.
+    #[arg(long, short, action = ArgAction::SetTrue)]
+    verbose: bool,
+    /// Give up after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    timeout: u64,
 }
 
 #[derive(Debug, Args)]
@@ -108,6 +156,14 @@ impl MachineArgs {
 
     fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout)
+    }
+
+    fn oracle(&self) -> Oracle {
+        match (&self.keep_trace, self.no_oracle) {
+            (Some(file), _) => Oracle::Keep(file.clone()),
+            (None, true) => Oracle::Off,
+            (None, false) => Oracle::On,
+        }
     }
 
     fn echo(&self) -> Echo {
@@ -138,7 +194,13 @@ impl Cli {
                 Ok(())
             }
             Some(Command::Build) => build(progress),
+            Some(Command::Bench(args)) => bench(args),
             Some(Command::TestMachine(args)) => test_machine(args),
+            Some(Command::Maintenance(args)) => maintenance(args),
+            Some(Command::Trace(args)) => {
+                println!("{}", oracle::judge_file(&args.file, progress)?);
+                Ok(())
+            }
             Some(Command::Header(args)) => {
                 header::run(if args.check { Action::Check } else { Action::Write })
             }
@@ -151,8 +213,8 @@ impl Cli {
 fn demo(args: DemoArgs) -> miette::Result<()> {
     let progress = args.machine.progress();
     let (machine, timeout) = (args.machine.machine(), args.machine.timeout());
-    let (echo, keep_log) = (args.machine.echo(), args.keep_log);
-    let outcome = Demo { machine, timeout, echo, keep_log, progress }.run()?;
+    let (echo, keep_log, oracle) = (args.machine.echo(), args.keep_log, args.machine.oracle());
+    let outcome = Demo { machine, timeout, echo, keep_log, progress, oracle }.run()?;
     println!("\n{}", outcome.table());
     outcome.check()
 }
@@ -163,13 +225,52 @@ fn build(progress: Progress) -> miette::Result<()> {
     Ok(())
 }
 
+fn bench(args: BenchArgs) -> miette::Result<()> {
+    let (echo, progress) = match args.verbose {
+        true => (Echo::Lines, Progress::Plain),
+        false => (Echo::Silent, Progress::detect()),
+    };
+    let keep = if args.write { Keep::Document } else { Keep::Nothing };
+    let bench = Bench { keep, timeout: Duration::from_secs(args.timeout), echo, progress };
+    if let Some(row) = args.profile {
+        println!("\n{}", Profiler { bench, row }.run()?);
+        return Ok(());
+    }
+    if args.sizes {
+        println!("\n{}", bench::sizes(&bench)?);
+        return Ok(());
+    }
+    let measured = bench.run()?;
+    println!("\n{}", measured.table());
+    measured.check()
+}
+
 fn test_machine(args: TestArgs) -> miette::Result<()> {
     let progress = args.machine.progress();
     let (machine, timeout) = (args.machine.machine(), args.machine.timeout());
-    let (echo, prefix) = (args.machine.echo(), args.prefix);
-    let tally = Suite { machine, prefix, timeout, echo, progress }.run()?;
+    let (echo, prefix, oracle) = (args.machine.echo(), args.prefix, args.machine.oracle());
+    let tally = Suite { machine, prefix, timeout, echo, progress, oracle }.run()?;
     println!("{machine}: {tally}");
     Ok(())
+}
+
+fn maintenance(args: MaintenanceArgs) -> miette::Result<()> {
+    let progress = args.machine.progress();
+    let (machine, timeout) = (args.machine.machine(), args.machine.timeout());
+    let (echo, prefix, oracle) = (args.machine.echo(), String::new(), Oracle::On);
+    let tally = Suite { machine, prefix, timeout, echo, progress, oracle }.run()?;
+    let Oversight::Judged(judgement) = tally.oversight else {
+        return Err(miette::miette!("this QEMU cannot load plugins: there is nothing to count"));
+    };
+    let symbols = Symbols::read(&artifacts::payload_elf())?;
+    let document = Maintenance::new(&judgement.report, &symbols).document(&machine.to_string());
+    match args.write {
+        true => Ok(artifacts::put(&oracle::document(), document.as_bytes())?),
+        false => {
+            println!("{document}");
+            Ok(())
+        }
+    }
 }
 
 fn image(args: &ImageArgs) -> Result<(), ArtifactError> {

@@ -1,14 +1,18 @@
 //! pfnguard's command-line program as a library: what `cargo run` does, and what the tests that
 //! need a machine do it with.
 
+#![forbid(unsafe_code)]
+
 pub mod abi;
 pub mod artifacts;
+pub mod bench;
 pub mod cli;
 pub mod demo;
 pub mod header;
 pub mod image;
 pub mod machine;
 pub mod manifest;
+pub mod oracle;
 pub mod par;
 pub mod process;
 pub mod progress;

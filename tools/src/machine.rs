@@ -231,7 +231,7 @@ impl fmt::Display for Machine {
 }
 
 /// Returns a path as QEMU's option parser reads it back: it takes single commas as separators.
-fn comma_safe(path: &Path) -> String {
+pub(crate) fn comma_safe(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 

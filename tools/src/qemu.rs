@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::artifacts::{self, ArtifactError, Artifacts};
 use crate::machine::{Boot, Machine};
+use crate::oracle::{Oracle, Oversight, Readiness, Watch};
 use crate::process;
 use crate::progress::Progress;
 use crate::uart::Transcript;
@@ -75,6 +76,8 @@ pub struct Run {
     pub command: String,
     /// The manifest that the machine was given.
     pub manifest: Vec<u8>,
+    /// What the oracle says of what was executed.
+    pub oversight: Oversight,
 }
 
 /// Whether the UART is shown while the machine runs.
@@ -99,6 +102,12 @@ pub struct Job<'a> {
     pub echo: Echo,
     /// How to show progress.
     pub progress: Progress,
+}
+
+/// Whether a run is watched, and what the oracle says of one that is not.
+enum Watched {
+    Yes(Box<Watch>),
+    No(Oversight),
 }
 
 /// QEMU, stopped when it is let go of.
@@ -139,6 +148,7 @@ impl Run {
             }
             Some(_) => {}
         }
+        problems.extend(self.oversight.problems());
         problems
     }
 
@@ -157,6 +167,14 @@ impl Job<'_> {
     /// A [`RunError`], or the manifest compiler's report: the machine did not start. A machine that
     /// started and went wrong is a [`Run`].
     pub fn run(&self, artifacts: &Artifacts) -> miette::Result<Run> {
+        self.run_under(&Oracle::Off, artifacts)
+    }
+
+    /// As [`Self::run`], and lets the oracle judge what the machine executes.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; the plugin could not be built. What the oracle says is in the [`Run`].
+    pub fn run_under(&self, oracle: &Oracle, artifacts: &Artifacts) -> miette::Result<Run> {
         let manifest = self.manifest()?;
         let path = self.directory().join("manifest.bin");
         artifacts::put(&path, &manifest).map_err(RunError::from)?;
@@ -167,18 +185,43 @@ impl Job<'_> {
             bootargs: self.bootargs,
         };
         let mut command = self.machine.boot(&boot);
+        let watched = self.watch(oracle, artifacts)?;
+        let listener = match &watched {
+            Watched::Yes(watch) => Some(watch.listen(oracle)?),
+            Watched::No(_) => None,
+        };
+        if let Some(listener) = &listener {
+            command.arg("-plugin").arg(listener.argument());
+        }
         let title = format!("run {} on {}", self.bootargs, self.machine);
         let mut step = self.progress.step(&title);
         let (log, ending) = self.listen(&mut command, |line| step.note(line))?;
+        let oversight = match (watched, listener) {
+            (Watched::Yes(_), Some(listener)) => listener.finish(),
+            (Watched::No(oversight), _) => oversight,
+            (Watched::Yes(_), None) => Oversight::Off,
+        };
         let transcript = Transcript::read(&log);
         let kept = self.directory().join(format!("{}.log", self.bootargs));
         artifacts::put(&kept, (log.join("\n") + "\n").as_bytes()).map_err(RunError::from)?;
         let command = process::show(&command);
-        let run = Run { log, kept, transcript, ending, command, manifest };
+        let run = Run { log, kept, transcript, ending, command, manifest, oversight };
         if run.problems().is_empty() {
             step.done("");
         }
         Ok(run)
+    }
+
+    fn watch(&self, oracle: &Oracle, artifacts: &Artifacts) -> miette::Result<Watched> {
+        match oracle {
+            Oracle::Off => Ok(Watched::No(Oversight::Off)),
+            Oracle::On | Oracle::Keep(_) => {
+                Ok(match Watch::prepare(artifacts, &self.machine, self.progress)? {
+                    Readiness::Ready(watch) => Watched::Yes(watch),
+                    Readiness::CannotLoad(why) => Watched::No(Oversight::Skipped(why)),
+                })
+            }
+        }
     }
 
     /// Derives the machine's manifest from its own device tree and the grants text.
@@ -191,7 +234,8 @@ impl Job<'_> {
         manifest::derive_from_dtb(&dtb, GRANTS, &grants)
     }
 
-    fn device_tree(&self) -> Result<Vec<u8>, RunError> {
+    /// Returns the machine's own device tree.
+    pub(crate) fn device_tree(&self) -> Result<Vec<u8>, RunError> {
         let directory = self.directory();
         fs::create_dir_all(&directory).map_err(artifacts::file("create", &directory))?;
         // A name of its own: somebody else may be dumping the same machine.
@@ -213,7 +257,8 @@ impl Job<'_> {
         workspace::output_dir().join(self.machine.to_string())
     }
 
-    fn listen(
+    /// Runs `command` and listens until it ends: the log, and how it ended.
+    pub(crate) fn listen(
         &self,
         command: &mut Command,
         mut note: impl FnMut(&str),
@@ -309,7 +354,8 @@ mod tests {
         let transcript = Transcript::read(&log);
         let command = String::new();
         let (kept, manifest) = (PathBuf::new(), Vec::new());
-        let run = Run { log, kept, transcript, ending, command, manifest };
+        let oversight = Oversight::Off;
+        let run = Run { log, kept, transcript, ending, command, manifest, oversight };
         assert_eq!(run.problems(), ["the host never printed `@end`: it broke off"]);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use miette::miette;
 
 use crate::machine::Machine;
+use crate::oracle::{Oracle, Oversight};
 use crate::progress::Progress;
 use crate::qemu::{Echo, Job, Run};
 use crate::uart::Outcome;
@@ -24,6 +25,8 @@ pub struct Suite {
     pub echo: Echo,
     /// How to show progress.
     pub progress: Progress,
+    /// Whether what is executed is judged.
+    pub oracle: Oracle,
 }
 
 /// A run in which no test failed.
@@ -33,11 +36,20 @@ pub struct Tally {
     pub passed: u32,
     /// Tests that do not apply to the machine, each with the reason.
     pub skipped: Vec<String>,
+    /// What the oracle saw.
+    pub oversight: Oversight,
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} tests passed, {} skipped", self.passed, self.skipped.len())?;
+        match &self.oversight {
+            Oversight::Judged(judgement) => {
+                write!(f, ", {} steps of EL2 judged", judgement.records)?;
+            }
+            Oversight::Skipped(why) => write!(f, ", NOT judged by the oracle: {why}")?,
+            Oversight::Off | Oversight::Refused(_) => {}
+        }
         self.skipped.iter().try_for_each(|skipped| write!(f, "\n  skipped {skipped}"))
     }
 }
@@ -58,7 +70,7 @@ impl Suite {
         let (machine, timeout) = (self.machine, self.timeout);
         let (echo, progress) = (self.echo, self.progress);
         let job = Job { machine, bootargs: &bootargs, timeout, echo, progress };
-        verdict(&job.run(&artifacts)?)
+        verdict(&job.run_under(&self.oracle, &artifacts)?)
     }
 }
 
@@ -84,7 +96,7 @@ fn verdict(run: &Run) -> miette::Result<Tally> {
         problems.push("no test passed".to_owned());
     }
     if problems.is_empty() {
-        return Ok(Tally { passed: counted, skipped });
+        return Ok(Tally { passed: counted, skipped, oversight: run.oversight.clone() });
     }
     Err(miette!("{}\n{}", problems.join("\n"), run.tail()))
 }
@@ -103,7 +115,8 @@ mod tests {
         let ending = Ending::Exit(std::process::ExitStatus::default());
         let command = String::new();
         let (kept, manifest) = (PathBuf::new(), Vec::new());
-        let run = Run { log, kept, transcript, ending, command, manifest };
+        let oversight = Oversight::Off;
+        let run = Run { log, kept, transcript, ending, command, manifest, oversight };
         verdict(&run).map_err(|report| report.to_string())
     }
 
@@ -113,7 +126,7 @@ mod tests {
         let end = "@end passed=1 failed=0";
         assert_eq!(
             judged(&[begin, "@test ok name=a", end]),
-            Ok(Tally { passed: 1, skipped: vec![] })
+            Ok(Tally { passed: 1, skipped: vec![], oversight: Oversight::Off })
         );
         assert!(judged(&[begin, "@test ok name=a"]).unwrap_err().contains("broke off"));
         assert!(judged(&[begin, end]).unwrap_err().contains("a never ended"));

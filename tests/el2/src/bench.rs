@@ -19,7 +19,7 @@ use crate::vm::{self, DATA, RW, TestVm};
 
 /// Calls of a row about one page.
 const CALLS: u64 = 512;
-/// Calls of a row about a range or a region: each is preceded by work that grows with its pages.
+/// Calls of a row about a range, a region or a batch: their work grows with it.
 const RANGE_CALLS: u64 = 16;
 /// A function id that nothing defines.
 const UNKNOWN: u64 = 0xc600_01ff;
@@ -342,7 +342,7 @@ fn check_batch(bench: Bench<'_>, name: &'static str, request: Request) -> Outcom
     let same = verdict.iter().all(|other| *other == verdict[0]);
     ensure(same, "equal requests were judged differently")?;
     ensure(verdict[0].is_granted() == (name == "check-64"), "batch is not judged as its row says")?;
-    for _ in 0..CALLS {
+    for _ in 0..RANGE_CALLS {
         row.call(HostFunction::PfnmapCheck, [items, 0, 0, 0, 0])?;
     }
     row.print();

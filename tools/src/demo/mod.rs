@@ -11,6 +11,7 @@ use std::time::Duration;
 use miette::{Context, IntoDiagnostic, miette};
 
 use crate::machine::Machine;
+use crate::oracle::Oracle;
 use crate::progress::Progress;
 use crate::qemu::{Echo, Job, Run};
 use crate::{artifacts, setup};
@@ -30,6 +31,8 @@ pub struct Demo {
     pub keep_log: Option<PathBuf>,
     /// How to show progress.
     pub progress: Progress,
+    /// Whether what is executed is judged.
+    pub oracle: Oracle,
 }
 
 /// A judged run.
@@ -53,7 +56,8 @@ impl Demo {
         let artifacts = artifacts::build(self.progress)?;
         let (machine, timeout) = (self.machine, self.timeout);
         let (echo, progress) = (self.echo, self.progress);
-        let run = Job { machine, bootargs: "demo", timeout, echo, progress }.run(&artifacts)?;
+        let job = Job { machine, bootargs: "demo", timeout, echo, progress };
+        let run = job.run_under(&self.oracle, &artifacts)?;
         if let Some(path) = &self.keep_log {
             let log = run.log.join("\n") + "\n";
             let problem = || format!("cannot keep the log in {}", path.display());
