@@ -98,8 +98,20 @@ fn cycle_count() -> u64 {
     count
 }
 
+/// Returns whether EL2 can stop the cycle counter (`MDCR_EL2.HCCD`): FEAT_PMUv3p5,
+/// `ID_AA64DFR0_EL1.PMUVer` of 6 or more; 15 is no PMUv3.
+fn has_stoppable_cycles() -> bool {
+    let dfr0: u64;
+    // SAFETY: reads an identification register.
+    unsafe { asm!("mrs {0}, id_aa64dfr0_el1", out(reg) dfr0) };
+    (6..15).contains(&(dfr0 >> 8 & 0xf))
+}
+
 /// `PMCCFILTR_EL0`: not at EL1 (P), not at EL0 (U), at EL2 (NSH).
 fn cycles() -> Outcome {
+    if !has_stoppable_cycles() {
+        return Err(Failure::Skip("no-FEAT_PMUv3p5"));
+    }
     const EL2_ONLY: u64 = 1 << 31 | 1 << 30 | 1 << 27;
     const CYCLES: u64 = 1 << 31;
     set!("pmccfiltr_el0", EL2_ONLY);

@@ -16,6 +16,8 @@
 //! to them; it shares no code with the hypervisor. Local invalidation is never enough, also not for
 //! the windows of one CPU: another CPU may speculate through them.
 
+#![forbid(unsafe_code)]
+
 mod cache;
 mod checker;
 pub mod insn;
