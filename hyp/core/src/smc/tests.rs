@@ -82,6 +82,14 @@ fn a_cpu_that_the_host_starts_enters_the_hypervisor_first() {
 }
 
 #[test]
+fn a_32_bit_cpu_on_is_relayed_with_the_whole_entry() {
+    let (hv, mut cpus) = fake::machine(Vec::new());
+    let c = &mut cpus[0];
+    assert_eq!(smc(&hv, c, [0x8400_0003, 1, ENTRY, 99]), 0);
+    assert_eq!(take_log(), [Op::Smc { regs: [CPU_ON_64, 1, c.local.cpu_entry().0, 1] }]);
+}
+
+#[test]
 fn a_cpu_starts_only_in_memory_that_is_the_hosts() {
     let (hv, mut cpus) = fake::machine(Vec::new());
     let ring = hv.trace_pages[0].unwrap().start().0;
