@@ -13,7 +13,7 @@ use pfnguard_core::addr::{Pfn, PfnRange, PhysAddr};
 use pfnguard_core::hypervisor::{Cpu, Launch, MAX_CPUS};
 use pfnguard_core::psci::{CpuTable, HostEntry};
 use pfnguard_core::region::RegionTable;
-use pfnguard_core::trace::TraceRing;
+use pfnguard_core::trace::{RING_RECORDS, TraceRing};
 use pfnguard_core::vcpu::CpuIndex;
 use pfnguard_core::vmemmap::{Frame, Vmemmap};
 use pfnguard_shared::PAGE_SHIFT;
@@ -27,7 +27,7 @@ use crate::layout::{self, STACK_BLOCK_PAGES, Stacks};
 use crate::machine::{Arm64, LocalCpu, Platform};
 use crate::percpu::{Door, PerCpu};
 pub use crate::plan::{LaunchError, MachineFacts};
-use crate::plan::{Plan, TRACE_PAGES, page_count, to_u64};
+use crate::plan::{Plan, TRACE_BYTES, page_count, to_u64};
 use crate::pool::HypPool;
 use crate::stage1::{Bti, El2Config, El2Tables, Section, SectionKind};
 use crate::stage2::HostTables;
@@ -217,12 +217,12 @@ impl Mapped {
 
     /// Takes the trace rings, zeroed: at the end of the hypervisor's memory.
     fn trace_ranges(&mut self) -> ArrayVec<PfnRange, MAX_CPUS> {
-        let total = self.plan.cpus * TRACE_PAGES;
-        let first = self.plan.carved.end().0 - total;
+        let pages = page_count(TRACE_BYTES);
+        let first = self.plan.carved.end().0 - self.plan.cpus * pages;
         (0..self.plan.cpus)
             .map(|cpu| {
-                let start = Pfn(first + cpu * TRACE_PAGES);
-                let range = PfnRange::new(start, TRACE_PAGES).expect("planned");
+                let start = Pfn(first + cpu * pages);
+                let range = PfnRange::new(start, pages).expect("planned");
                 zero(range);
                 range
             })
@@ -291,11 +291,10 @@ impl Mapped {
 /// Makes the trace ring of CPU `number` in `range`, which is zero.
 fn ring(range: PfnRange, number: usize) -> TraceRing {
     let header = page_pointer(range).cast::<RingHeader>();
-    let capacity = (byte_count(range) - size_of::<RingHeader>()) / size_of::<TraceRecord>();
     let frequency = u32::try_from(read!("cntfrq_el0")).unwrap_or(0);
     let value = RingHeader {
         written: 0,
-        capacity: u32::try_from(capacity).expect("a ring of few pages"),
+        capacity: u32::try_from(RING_RECORDS).expect("a ring of few pages"),
         record_size: u32::try_from(size_of::<TraceRecord>()).expect("64"),
         cpu: u32::try_from(number).expect("few CPUs"),
         frequency,
@@ -305,9 +304,10 @@ fn ring(range: PfnRange, number: usize) -> TraceRing {
     unsafe { header.write(value) };
     // SAFETY: the header's first field, from now on used through this reference only.
     let written = unsafe { &*header.cast::<AtomicU64>() };
-    let first = header.wrapping_add(1).cast::<TraceRecord>();
-    // SAFETY: the rest of the pages, zero, used through this reference only.
-    let records = unsafe { core::slice::from_raw_parts_mut(first, capacity) };
+    let records = header.wrapping_add(1).cast::<[TraceRecord; RING_RECORDS]>();
+    // SAFETY: behind the header, within the pages (`TRACE_BYTES`), zero, used through this
+    // reference only.
+    let records = unsafe { &mut *records };
     TraceRing::new(written, records, range)
 }
 

@@ -5,9 +5,11 @@ use core::fmt;
 use arrayvec::ArrayVec;
 use pfnguard_core::addr::{PfnRange, PhysAddr};
 use pfnguard_core::hypervisor::MAX_CPUS;
+use pfnguard_core::trace::RING_RECORDS;
 use pfnguard_core::vmemmap::{Frame, MAX_BANKS, Vmemmap};
 use pfnguard_shared::PAGE_SIZE;
 use pfnguard_shared::manifest::{Entry, Header, MAX_ENTRIES};
+use pfnguard_shared::trace::{RingHeader, TraceRecord};
 
 use crate::layout::{self, STACK_BLOCK_PAGES};
 use crate::stage1::el2_tables_needed;
@@ -15,8 +17,9 @@ use crate::stage2::host_tables_needed;
 
 /// Table pages of the host's stage 2 beyond what RAM needs: for memory outside RAM, page by page.
 const HOST_DEVICE_TABLES: u64 = 128;
-/// Pages of one CPU's trace ring: a header and 255 records.
-pub(crate) const TRACE_PAGES: u64 = 4;
+/// Bytes of one CPU's trace ring: a header and the records.
+pub(crate) const TRACE_BYTES: usize =
+    size_of::<RingHeader>() + RING_RECORDS * size_of::<TraceRecord>();
 /// Most bytes of a manifest.
 const MANIFEST_MAX: usize = size_of::<Header>() + MAX_ENTRIES * size_of::<Entry>();
 /// What the device tree says about the machine.
@@ -116,7 +119,7 @@ impl Plan {
             + self.el2_tables
             + self.host_tables
             + self.records
-            + self.cpus * TRACE_PAGES
+            + self.cpus * page_count(TRACE_BYTES)
     }
 
     /// Checks that image and memory behind it are RAM that nobody else has.

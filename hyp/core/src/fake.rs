@@ -25,7 +25,7 @@ use crate::machine::{
 use crate::vcpu::VcpuContext;
 
 pub use audit::{Snapshot, assert_consistent, snapshot};
-pub use setup::{IMAGE, RAM, RAM_PAGES, Setup, TRACE_RECORDS, abort, call, machine};
+pub use setup::{IMAGE, RAM, RAM_PAGES, Setup, abort, call, machine};
 
 /// Something that was done to the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -69,16 +69,18 @@ pub struct Hyp<M: Machine> {
     pub stage1: M::El2Stage1,
 }
 
-/// State of one physical CPU, owned by that CPU.
+/// State of one physical CPU, owned by that CPU. What every call uses lies in front, where short
+/// offsets reach it.
+#[repr(C)]
 pub struct Cpu<M: Machine> {
-    /// Which one.
-    pub index: CpuIndex,
-    /// Its hardware.
-    pub local: M::Cpu,
     /// Its trace ring.
     pub trace: TraceRing,
+    /// Which one.
+    pub index: CpuIndex,
     /// Its argument page, pinned.
     pub arg_page: Option<Pfn>,
+    /// Its hardware.
+    pub local: M::Cpu,
 }
 
 /// Proof that this CPU holds no lock: one is made at each door and handed down by `&mut`.

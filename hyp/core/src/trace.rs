@@ -10,11 +10,15 @@ use crate::error::Refusal;
 
 /// VM number of a record that concerns no VM.
 pub const NO_VM: u16 = u16::MAX;
+/// Records in a ring: a power of two, so that finding the next one takes no division.
+pub const RING_RECORDS: usize = 256;
+
+static_assertions::const_assert!(RING_RECORDS.is_power_of_two());
 
 /// One CPU's ring.
 pub struct TraceRing {
     written: &'static AtomicU64,
-    records: &'static mut [TraceRecord],
+    records: &'static mut [TraceRecord; RING_RECORDS],
     pages: PfnRange,
 }
 
@@ -35,15 +39,11 @@ pub struct Event {
 
 impl TraceRing {
     /// Makes a ring over `records`, which lie in `pages` behind the header that holds `written`.
-    ///
-    /// # Panics
-    /// Where there is no record: a ring of none is a launch bug.
     pub fn new(
         written: &'static AtomicU64,
-        records: &'static mut [TraceRecord],
+        records: &'static mut [TraceRecord; RING_RECORDS],
         pages: PfnRange,
     ) -> Self {
-        assert!(!records.is_empty(), "trace ring without records");
         Self { written, records, pages }
     }
 
@@ -54,7 +54,7 @@ impl TraceRing {
 
     /// Returns a record by its number, if it was written and not overwritten since.
     pub fn record_at(&self, sequence: u64) -> Option<&TraceRecord> {
-        let record = self.records.get(self.slot(sequence))?;
+        let record = &self.records[slot(sequence)];
         (sequence < self.written() && record.sequence == sequence).then_some(record)
     }
 
@@ -66,11 +66,6 @@ impl TraceRing {
     /// Returns the number of records written so far.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
-    }
-
-    fn slot(&self, sequence: u64) -> usize {
-        let capacity = u64::try_from(self.records.len()).unwrap_or(1);
-        usize::try_from(sequence % capacity).unwrap_or(0)
     }
 
     /// Writes one record of something that went well.
@@ -95,8 +90,7 @@ impl TraceRing {
 
     fn write(&mut self, now: u64, event: Event, outcome: Outcome) {
         let sequence = self.written();
-        let slot = self.slot(sequence);
-        self.records[slot] = TraceRecord {
+        self.records[slot(sequence)] = TraceRecord {
             sequence,
             time: now,
             kind: event.kind.raw(),
@@ -113,6 +107,11 @@ impl TraceRing {
         // Publishes the record: a reader that sees the new count sees the bytes.
         self.written.store(sequence.wrapping_add(1), Ordering::Release);
     }
+}
+
+/// The place of record number `sequence`: its low bits.
+fn slot(sequence: u64) -> usize {
+    usize::try_from(sequence).expect("64 bits") % RING_RECORDS
 }
 
 struct Outcome {

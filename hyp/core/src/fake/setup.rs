@@ -20,7 +20,7 @@ use crate::machine::Features;
 use crate::manifest::{Entry, Manifest};
 use crate::psci::CpuTable;
 use crate::region::RegionTable;
-use crate::trace::TraceRing;
+use crate::trace::{RING_RECORDS, TraceRing};
 use crate::vcpu::CpuIndex;
 use crate::vmemmap::{Frame, Vmemmap};
 
@@ -111,12 +111,9 @@ impl Setup {
     }
 }
 
-/// Records in the trace ring of each fake CPU.
-pub const TRACE_RECORDS: usize = 64;
-
 fn fake_cpu(index: usize, pages: PfnRange, memory: &Memory) -> Cpu<FakeMachine> {
     let written: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(0)));
-    let records = Box::leak(vec![TraceRecord::zeroed(); TRACE_RECORDS].into_boxed_slice());
+    let records = Box::leak(Box::new([TraceRecord::zeroed(); RING_RECORDS]));
     Cpu {
         index: CpuIndex(index),
         local: FakeCpu { memory: Arc::clone(memory), ..FakeCpu::default() },
