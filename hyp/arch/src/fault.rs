@@ -69,6 +69,8 @@ pub(crate) extern "C" fn report(regs: &FaultRegs, vector: u64) -> ! {
         }
     }
     error!("#0 {}", Place(elr));
+    // A function that calls none has no frame: its caller is only here.
+    error!("lr {}", Place(strip(regs.regs[30])));
     back_trace(percpu, regs.regs[29]);
     crate::firmware::power_off()
 }
