@@ -17,9 +17,10 @@ use crate::vectors::Frame;
 /// Bytes of an A64 instruction.
 const INSTRUCTION: u64 = 4;
 
-/// `HVC #0` of the host, the path that counts. Called by the vectors.
-pub(crate) extern "C" fn call(frame: &mut Frame) {
-    let door = door();
+/// `HVC #0` of the host, the path that counts. Called by the vectors, with the running CPU's slot.
+pub(crate) extern "C" fn call(frame: &mut Frame, percpu: &'static PerCpu) {
+    // SAFETY: the vectors pass the running CPU's slot.
+    let door = unsafe { follow(percpu.door()) };
     door.hypervisor.host_call(&mut door.cpu, frame.call());
 }
 
@@ -37,9 +38,18 @@ pub(crate) extern "C" fn other(frame: &mut Frame) {
 }
 
 fn door() -> &'static mut Door {
+    // SAFETY: the running CPU's.
+    unsafe { follow(PerCpu::current().door()) }
+}
+
+/// # Safety
+///
+/// `door` is the running CPU's, and the CPU is here because of the host.
+unsafe fn follow(door: *mut Option<Door>) -> &'static mut Door {
     // SAFETY: exceptions are masked at EL2, so each handler of this CPU runs alone and borrows once.
-    let door = unsafe { &mut *PerCpu::current().door() };
-    door.as_mut().expect("opened before the host is entered: hypervisor bug")
+    let door = unsafe { &mut *door };
+    // SAFETY: the host runs only after `secondary::go`, which borrowed the open door.
+    unsafe { door.as_mut().unwrap_unchecked() }
 }
 
 fn refuse_immediate(frame: &mut Frame) {

@@ -16,8 +16,6 @@ use crate::sysreg::{read, write};
 /// One CPU. The first fields are read and written by the vectors.
 #[repr(C, align(64))]
 pub struct PerCpu {
-    /// `APIAKey` of the lower exception level while this CPU is at EL2.
-    lower_key: UnsafeCell<[u64; 2]>,
     /// `APIAKey` of the hypervisor on this CPU.
     hyp_key: UnsafeCell<[u64; 2]>,
     /// Top of the emergency stack.
@@ -38,9 +36,7 @@ pub struct Door {
     pub cpu: Cpu<Arm64>,
 }
 
-/// Offset of the lower exception level's key, for the vectors.
-pub(crate) const LOWER_KEY: usize = offset_of!(PerCpu, lower_key);
-/// Offset of the hypervisor's key.
+/// Offset of the hypervisor's key, for the vectors.
 pub(crate) const HYP_KEY: usize = offset_of!(PerCpu, hyp_key);
 /// Offset of the emergency stack's top.
 pub(crate) const EMERGENCY_TOP: usize = offset_of!(PerCpu, emergency_top);
@@ -81,7 +77,6 @@ impl PerCpu {
         assert!(index.0 < MAX_CPUS, "CPU {} has no slot", index.0);
         let slot = SLOTS.0.get().cast::<Self>().wrapping_add(index.0);
         let value = Self {
-            lower_key: UnsafeCell::new([0; 2]),
             hyp_key: UnsafeCell::new([0; 2]),
             emergency_top: stacks.emergency.end,
             fault: UnsafeCell::new(FaultRegs::default()),

@@ -4,17 +4,18 @@
 //! time a guest runs. A host call is the path that counts: registers that Rust may change go to the
 //! stack, the call is made, they come back. Everything else also saves the rest of the registers.
 //!
-//! With FEAT_PAuth the host's `APIAKey` is put aside at entry and comes back at exit. The
-//! hypervisor's key is made once per CPU ([`make_key`]).
+//! With FEAT_PAuth the host's `APIAKey` goes beside its registers at entry and comes back at exit.
+//! The hypervisor's key is made once per CPU ([`make_key`]).
 //!
 //! Exceptions clear `PSTATE.BTYPE`, so the vectors need no landing pads.
 
 use core::arch::{asm, global_asm};
+use core::mem::offset_of;
 
 use arm_sysregs::el2::registers::SctlrEl2;
 
 use crate::features::IdRegisters;
-use crate::percpu::{EMERGENCY_TOP, FAULT, HYP_KEY, LOWER_KEY, PerCpu};
+use crate::percpu::{EMERGENCY_TOP, FAULT, HYP_KEY, PerCpu};
 use crate::sysreg::{read, write};
 
 /// General registers of the interrupted exception level; the vectors know the layout.
@@ -23,12 +24,16 @@ use crate::sysreg::{read, write};
 pub struct Frame {
     /// `x0..=x30`. The fast path fills `x0..=x18`, `x29`, `x30`.
     pub regs: [u64; 31],
+    /// `APIAKey` of the host, with pointer authentication.
+    key: [u64; 2],
     padding: u64,
 }
 
 static_assertions::const_assert_eq!(size_of::<Frame>(), FRAME_SIZE);
 
-const FRAME_SIZE: usize = 256;
+const FRAME_SIZE: usize = 272;
+/// Offset of the host's key in a [`Frame`].
+const FRAME_KEY: usize = offset_of!(Frame, key);
 /// `ESR_EL2` of `HVC #0` from AArch64: class 0x16, 32-bit instruction.
 const ESR_HVC0: u64 = 0x16 << 26 | 1 << 25;
 
@@ -176,7 +181,7 @@ global_asm!(
     r#"
 // Registers that Rust may change, and x19 for the pair.
 .macro save_call
-    stp     x0, x1, [sp, #-256]!
+    stp     x0, x1, [sp, #-{frame_size}]!
     stp     x2, x3, [sp, #16]
     stp     x4, x5, [sp, #32]
     stp     x6, x7, [sp, #48]
@@ -200,7 +205,7 @@ global_asm!(
     ldp     x6, x7, [sp, #48]
     ldp     x4, x5, [sp, #32]
     ldp     x2, x3, [sp, #16]
-    ldp     x0, x1, [sp], #256
+    ldp     x0, x1, [sp], #{frame_size}
 .endm
 
 .macro save_rest
@@ -226,12 +231,12 @@ global_asm!(
     isb
 .endm
 
-// The host's key goes aside, the hypervisor's comes in.
+// The host's key goes to its frame, the hypervisor's comes in. Leaves TPIDR_EL2 in x1.
 .macro keys_in
     mrs     x1, tpidr_el2
     mrs     x3, s3_0_c2_c1_0
     mrs     x4, s3_0_c2_c1_1
-    stp     x3, x4, [x1, #{lower_key}]
+    stp     x3, x4, [sp, #{frame_key}]
     ldp     x3, x4, [x1, #{hyp_key}]
     msr     s3_0_c2_c1_0, x3
     msr     s3_0_c2_c1_1, x4
@@ -239,8 +244,7 @@ global_asm!(
 .endm
 
 .macro keys_out
-    mrs     x1, tpidr_el2
-    ldp     x3, x4, [x1, #{lower_key}]
+    ldp     x3, x4, [sp, #{frame_key}]
     msr     s3_0_c2_c1_0, x3
     msr     s3_0_c2_c1_1, x4
 .endm
@@ -302,6 +306,7 @@ pfnguard_vectors_plain:
     cmp     x2, x1
     b.ne    other_plain
     mov     x0, sp
+    mrs     x1, tpidr_el2
     mov     x29, xzr
     bl      {call}
     restore_call
@@ -426,7 +431,8 @@ pfnguard_enter_host:
     leave
 .popsection
 "#,
-    lower_key = const LOWER_KEY,
+    frame_size = const FRAME_SIZE,
+    frame_key = const FRAME_KEY,
     hyp_key = const HYP_KEY,
     fault_regs = const FAULT,
     emergency_top = const EMERGENCY_TOP,
