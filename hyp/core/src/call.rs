@@ -12,9 +12,31 @@ use crate::region::RegionId;
 use crate::vcpu::CpuIndex;
 use crate::vm::VmId;
 
+/// The service's first own id; the others follow closely.
+const FIRST: u32 = HostFunction::Info.raw();
+const LAST: u32 = HostFunction::MigrateCheck.raw();
+
+/// What the ids from [`FIRST`] to [`LAST`] mean: one look at a table decodes them.
+static OWN: [Option<HostFunction>; 66] = {
+    let mut table = [None; 66];
+    let mut id = FIRST;
+    let mut rest = table.as_mut_slice();
+    while let [entry, others @ ..] = rest {
+        *entry = HostFunction::from_raw(id);
+        id += 1;
+        rest = others;
+    }
+    assert!(id == LAST + 1);
+    table
+};
+
 /// Decodes a function id, or returns `None` where the ABI defines no such number.
 pub fn function(fid: u64) -> Option<HostFunction> {
-    u32::try_from(fid).ok().and_then(HostFunction::from_raw)
+    // Negative for the ids below, which SMCCC defines, and for some with a dirty upper half.
+    match usize::try_from(fid.wrapping_sub(u64::from(FIRST)).cast_signed()) {
+        Ok(number) => *OWN.get(number)?,
+        Err(_) => u32::try_from(fid).ok().and_then(HostFunction::from_raw),
+    }
 }
 
 /// Argument registers under their ABI numbers. What comes out is in range; nothing else is known
@@ -149,6 +171,16 @@ mod tests {
         let fid = u64::from(HostFunction::Uid.raw());
         assert_eq!(function(fid), Some(HostFunction::Uid));
         assert_eq!(function(fid | 1 << 32), None);
+    }
+
+    #[test]
+    fn every_function_and_no_other_number_near_one_is_known() {
+        let ids = HostFunction::ALL.iter().map(|function| u64::from(function.raw()));
+        for id in ids.flat_map(|id| id - 2..id + 16) {
+            let known = HostFunction::ALL.iter().find(|known| u64::from(known.raw()) == id);
+            assert_eq!(function(id), known.copied(), "{id:#x}");
+        }
+        assert_eq!([function(0), function(u64::MAX)], [None; 2]);
     }
 
     #[test]
