@@ -108,7 +108,20 @@ macro_rules! range {
 
             /// Returns whether all of `other` lies in the range.
             pub const fn contains_range(&self, other: &Self) -> bool {
-                self.start.0 <= other.start.0 && other.end().0 <= self.end().0
+                self.offset_of(other).is_some()
+            }
+
+            /// Returns how many pages into the range `other` starts, or `None` where not all of
+            /// it lies in the range.
+            #[inline]
+            pub const fn offset_of(&self, other: &Self) -> Option<u64> {
+                match other.start.0.checked_sub(self.start.0) {
+                    Some(before) => match self.pages.checked_sub(before) {
+                        Some(left) if other.pages <= left => Some(before),
+                        Some(_) | None => None,
+                    },
+                    None => None,
+                }
             }
 
             /// Returns whether the two ranges share a page.

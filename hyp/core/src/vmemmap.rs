@@ -30,6 +30,13 @@ struct Bank {
 }
 
 impl Bank {
+    /// Returns where the records of `pages` are, if all of them lie in this bank.
+    #[inline]
+    fn records(&self, pages: &PfnRange) -> Option<Range<usize>> {
+        let start = self.first_frame + index(self.range.offset_of(pages)?);
+        Some(start..start + index(pages.pages()))
+    }
+
     fn frames(&self, pages: &PfnRange) -> Range<usize> {
         let start = self.first_frame + index(pages.start().0 - self.range.start().0);
         start..start + index(pages.pages())
@@ -70,6 +77,7 @@ pub struct Vmemmap {
 pub struct Transition<'a> {
     map: &'a mut Vmemmap,
     bank: Bank,
+    records: Range<usize>,
     pages: PfnRange,
     old: FrameState,
 }
@@ -179,20 +187,37 @@ impl Vmemmap {
     /// # Errors
     /// `Pinned` where the only difference is that the hypervisor uses a frame; `PageState` for the
     /// first other frame.
-    #[inline]
+    // Always: the proof stays in registers, and where both states are known, little is left of it.
+    #[inline(always)]
     pub fn check(
         &mut self,
         pages: PfnRange,
         needed: FrameState,
     ) -> Result<Transition<'_>, HcallError> {
-        let bank = self.bank_with(&pages, needed)?;
-        let wanted = Frame::new(needed);
-        let frames = &self.frames[bank.frames(&pages)];
-        let differs = pages.iter().zip(frames).find(|(_, frame)| **frame != wanted);
-        match differs {
-            Some((pfn, frame)) => Err(refusal(pfn, needed, frame.state())),
-            None => Ok(Transition { map: self, bank, pages, old: needed }),
+        let found = self.banks.iter().find_map(|bank| Some((*bank, bank.records(&pages)?)));
+        match found {
+            Some((bank, records)) if self.all_are(records.clone(), needed) => {
+                Ok(Transition { map: self, bank, records, pages, old: needed })
+            }
+            Some(_) | None => Err(self.first_refusal(&pages, needed)),
         }
+    }
+
+    #[inline]
+    fn all_are(&self, records: Range<usize>, needed: FrameState) -> bool {
+        let wanted = Frame::new(needed);
+        self.frames[records].iter().all(|frame| *frame == wanted)
+    }
+
+    /// Says why a check of `pages` failed. Out of line: a check that passes is what counts.
+    #[cold]
+    fn first_refusal(&self, pages: &PfnRange, needed: FrameState) -> HcallError {
+        if let Err(outside) = self.bank_with(pages, needed) {
+            return outside;
+        }
+        let differs = |pfn: &Pfn| self.state(*pfn) != needed;
+        let pfn = pages.iter().find(differs).expect("refused without a reason: hypervisor bug");
+        refusal(pfn, needed, self.state(pfn))
     }
 
     /// Checks that `step` is possible from the state of every frame. `needed` is what a refusal
@@ -316,7 +341,7 @@ impl Transition<'_> {
     /// Puts every frame into the state `new`.
     #[inline]
     pub fn commit(self, new: FrameState) {
-        self.map.frames[self.bank.frames(&self.pages)].fill(Frame::new(new));
+        self.map.frames[self.records].fill(Frame::new(new));
         self.map.account(&self.bank, &self.pages, self.old, new);
     }
 }
