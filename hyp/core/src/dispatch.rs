@@ -28,40 +28,59 @@ impl Reply {
 impl<M: Machine> Hypervisor<M> {
     /// Serves an `HVC #0` of the host: `regs` are its `x0..=x7`, in and out. Exactly one record of
     /// kind `HostCall` is written, whatever comes in.
+    ///
+    /// It only jumps to what serves the call, so that a call pays for no stack frame but its own.
     #[inline]
     pub fn host_call(&self, cpu: &mut Cpu<M>, regs: &mut [u64; 8]) {
         match function(regs[0]) {
-            Some(function) => self.known_call(cpu, regs, function),
+            Some(HostFunction::HostShareHyp) => answer(regs, cpu, self, share_hyp),
+            Some(HostFunction::HostUnshareHyp) => answer(regs, cpu, self, unshare_hyp),
+            Some(function) => {
+                answer(regs, cpu, self, |door, cpu, args| execute(door, cpu, function, args));
+            }
             None => self.refuse_immediate(cpu, regs),
-        }
-    }
-
-    #[inline(never)]
-    fn known_call(&self, cpu: &mut Cpu<M>, regs: &mut [u64; 8], function: HostFunction) {
-        let event = call_event(regs);
-        let result = execute(&mut self.enter(), cpu, function, Args(regs));
-        let now = cpu.local.now();
-        match result {
-            Ok(answer) => {
-                *regs = answer.to_registers();
-                cpu.trace.record(now, event);
-            }
-            Err(error) => {
-                let refusal = error.refusal();
-                *regs = refusal.to_registers();
-                cpu.trace.refuse(now, event, &refusal);
-            }
         }
     }
 
     /// Refuses a call that is not defined: an unknown function, or an `HVC` or `SMC` whose
     /// immediate is not 0.
     pub fn refuse_immediate(&self, cpu: &mut Cpu<M>, regs: &mut [u64; 8]) {
-        let event = call_event(regs);
-        let refusal = HcallError::UnknownFunction(regs[0]).refusal();
-        *regs = refusal.to_registers();
-        cpu.trace.refuse(cpu.local.now(), event, &refusal);
+        answer_refusal(regs, cpu, &HcallError::UnknownFunction(regs[0]));
     }
+}
+
+/// Executes a call, answers it and writes its record. The arguments are in the order in which the
+/// vectors have them: nothing is moved between registers.
+#[inline(never)]
+fn answer<M: Machine>(
+    regs: &mut [u64; 8],
+    cpu: &mut Cpu<M>,
+    hypervisor: &Hypervisor<M>,
+    execute: impl FnOnce(&mut Unlocked<'_, M>, &mut Cpu<M>, Args<'_>) -> Result<Answer, HcallError>,
+) {
+    match execute(&mut hypervisor.enter(), cpu, Args(regs)) {
+        Ok(answer) => {
+            let event = call_event(regs);
+            *regs = answer.to_registers();
+            cpu.trace.record(cpu.local.now(), event);
+        }
+        Err(error) => refuse(regs, cpu, &error),
+    }
+}
+
+/// Answers a refused call and writes its record. Out of line: granted calls are what counts.
+#[cold]
+fn refuse<M: Machine>(regs: &mut [u64; 8], cpu: &mut Cpu<M>, error: &HcallError) {
+    answer_refusal(regs, cpu, error);
+}
+
+/// As [`refuse`], inlined: where the error is known, so is the answer.
+#[inline(always)]
+fn answer_refusal<M: Machine>(regs: &mut [u64; 8], cpu: &mut Cpu<M>, error: &HcallError) {
+    let event = call_event(regs);
+    let refusal = error.refusal();
+    *regs = refusal.to_registers();
+    cpu.trace.refuse(cpu.local.now(), event, &refusal);
 }
 
 fn call_event(regs: &[u64; 8]) -> Event {
@@ -87,8 +106,25 @@ impl Answer {
     }
 }
 
-/// Executes a call. Those that a host makes for every page are decided here; the others are out of
-/// line, so that these do not pay for their stack frames.
+/// HOST_SHARE_HYP.
+fn share_hyp<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    args: Args<'_>,
+) -> Result<Answer, HcallError> {
+    ownership::host_share_hyp(door, cpu, args.pages(1, 2)?).map(Answer::Reply)
+}
+
+/// HOST_UNSHARE_HYP.
+fn unshare_hyp<M: Machine>(
+    door: &mut Unlocked<'_, M>,
+    cpu: &mut Cpu<M>,
+    args: Args<'_>,
+) -> Result<Answer, HcallError> {
+    ownership::host_unshare_hyp(door, cpu, args.pages(1, 2)?).map(Answer::Reply)
+}
+
+/// Executes every other call.
 #[inline]
 #[allow(clippy::wildcard_enum_match_arm, reason = "one level of three; `execute_other` names all")]
 fn execute<M: Machine>(
@@ -98,12 +134,6 @@ fn execute<M: Machine>(
     args: Args<'_>,
 ) -> Result<Answer, HcallError> {
     match function {
-        HostFunction::HostShareHyp => {
-            ownership::host_share_hyp(door, cpu, args.pages(1, 2)?).map(Answer::Reply)
-        }
-        HostFunction::HostUnshareHyp => {
-            ownership::host_unshare_hyp(door, cpu, args.pages(1, 2)?).map(Answer::Reply)
-        }
         HostFunction::Uid => Ok(Answer::Plain(HOST_UID.map(u64::from))),
         HostFunction::Revision => Ok(Answer::Plain([ABI_MAJOR.into(), ABI_MINOR.into(), 0, 0])),
         other => execute_other(door, cpu, other, args).map(Answer::Reply),

@@ -168,6 +168,8 @@ impl Refusal {
 
 impl HcallError {
     /// Returns the ABI's view of this refusal.
+    // Most callers know the variant, and then its view.
+    #[inline]
     pub fn refusal(&self) -> Refusal {
         match *self {
             Self::UnknownFunction(fid) => {
