@@ -639,7 +639,8 @@ typedef uint64_t __u64;
 #define PFNGUARD_TRACE_DECISION			3
 /*
  * Pages changed state. a first page, b pages, c old << 8 | new PageState, VM in
- * 31:16.
+ * 31:16. Not written for HostShareHyp and HostUnshareHyp: their HostCall says
+ * all of it.
  */
 #define PFNGUARD_TRACE_OWNERSHIP		4
 /*

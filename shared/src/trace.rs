@@ -14,6 +14,7 @@ numbers! {
         /// A PFNMAP request was judged. `a` the `RequestWord`, `b` PFN, `c` pages.
         Decision = 3,
         /// Pages changed state. `a` first page, `b` pages, `c` old << 8 | new `PageState`, VM in 31:16.
+        /// Not written for HostShareHyp and HostUnshareHyp: their HostCall says all of it.
         Ownership = 4,
         /// A region changed state. `a` region index, `b` old << 8 | new `RegionState`, `c` VM.
         Region = 5,

@@ -109,19 +109,19 @@ impl Answer {
 /// HOST_SHARE_HYP.
 fn share_hyp<M: Machine>(
     door: &mut Unlocked<'_, M>,
-    cpu: &mut Cpu<M>,
+    _: &mut Cpu<M>,
     args: Args<'_>,
 ) -> Result<Answer, HcallError> {
-    ownership::host_share_hyp(door, cpu, args.pages(1, 2)?).map(Answer::Reply)
+    ownership::host_share_hyp(door, args.pages(1, 2)?).map(Answer::Reply)
 }
 
 /// HOST_UNSHARE_HYP.
 fn unshare_hyp<M: Machine>(
     door: &mut Unlocked<'_, M>,
-    cpu: &mut Cpu<M>,
+    _: &mut Cpu<M>,
     args: Args<'_>,
 ) -> Result<Answer, HcallError> {
-    ownership::host_unshare_hyp(door, cpu, args.pages(1, 2)?).map(Answer::Reply)
+    ownership::host_unshare_hyp(door, args.pages(1, 2)?).map(Answer::Reply)
 }
 
 /// Executes every other call.

@@ -30,38 +30,34 @@ use crate::machine::{
     Clock, El2Stage1, Features, Frames, GuestStage2, HostStage2, Machine, Stage2Attrs, Stage2Type,
     TagAccess,
 };
-use crate::trace::{Event, NO_VM};
+use crate::trace::Event;
 use crate::vm::{Vm, VmId};
 use crate::vmemmap::{FrameState, Transition};
 
 /// Lets the hypervisor access host pages. No translation changes: the hypervisor reaches them
-/// through its on-demand mapping.
+/// through its on-demand mapping. The record of the call says all that changed.
 ///
 /// # Errors
 /// `PageState` for the first page that is not the host's alone.
 pub fn host_share_hyp<M: Machine>(
     door: &mut Unlocked<'_, M>,
-    cpu: &mut Cpu<M>,
     pages: PfnRange,
 ) -> Result<Reply, HcallError> {
     let lend = FrameState::HostSharedHyp { pins: 0 };
     door.lock_host().vmemmap.check(pages, FrameState::HostOwned)?.commit(lend);
-    record(cpu, NO_VM, &pages, PageState::HostOwned, PageState::HostSharedHyp);
     Ok(Reply::NONE)
 }
 
-/// Takes host pages back from the hypervisor.
+/// Takes host pages back from the hypervisor. The record of the call says all that changed.
 ///
 /// # Errors
 /// `Pinned` for the first page that is an argument page; `PageState` for one that is not lent.
 pub fn host_unshare_hyp<M: Machine>(
     door: &mut Unlocked<'_, M>,
-    cpu: &mut Cpu<M>,
     pages: PfnRange,
 ) -> Result<Reply, HcallError> {
     let unused = FrameState::HostSharedHyp { pins: 0 };
     door.lock_host().vmemmap.check(pages, unused)?.commit(FrameState::HostOwned);
-    record(cpu, NO_VM, &pages, PageState::HostSharedHyp, PageState::HostOwned);
     Ok(Reply::NONE)
 }
 

@@ -610,6 +610,19 @@ fn an_ownership_record_tells_range_states_and_vm() {
     assert_eq!((before_last.a, before_last.b, before_last.c), (PAGE, 1, 0x0105));
 }
 
+#[test]
+fn of_pages_lent_to_the_hypervisor_the_record_of_the_call_says_all() {
+    let World { hv, mut cpu } = world();
+    for function in [HostFunction::HostShareHyp, HostFunction::HostUnshareHyp] {
+        let written = cpu.trace.written();
+        ok(call(&hv, &mut cpu, function, &[PAGE, 1]));
+        assert_eq!(cpu.trace.written(), written + 1);
+        let record = cpu.trace.newest().unwrap();
+        assert_eq!(record.kind, TraceKind::HostCall.raw());
+        assert_eq!((record.a, record.b, record.c), (function.raw().into(), PAGE, 1));
+    }
+}
+
 /// A small generator: the same sequence everywhere, no dependency.
 struct Lcg(u64);
 
