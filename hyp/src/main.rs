@@ -5,6 +5,8 @@
 
 #![no_std]
 #![no_main]
+// In the payload `{:?}` prints nothing (`-Zfmt-debug=none`): what a person is to read is `Display`.
+#![warn(clippy::use_debug)]
 
 mod device_tree;
 

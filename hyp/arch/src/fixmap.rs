@@ -125,7 +125,7 @@ impl Slots {
         let descriptor = unsafe { self.descriptors.add(to_usize(index)) };
         // SAFETY: the descriptors are this CPU's and mapped (`Fixmap::new`).
         let found = unsafe { descriptor.read_volatile() };
-        assert_eq!(found, old, "window descriptor is in use: hypervisor bug");
+        assert!(found == old, "window holds {found:#x}, not {old:#x}: hypervisor bug");
         // SAFETY: as above.
         unsafe { descriptor.write_volatile(new) };
     }

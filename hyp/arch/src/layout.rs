@@ -61,7 +61,7 @@ impl Stacks {
     ///
     /// Where the block has another size.
     pub fn in_block(block: PfnRange) -> Self {
-        assert_eq!(usize::try_from(block.pages()), Ok(STACK_BLOCK_PAGES), "stack block size");
+        assert!(usize::try_from(block.pages()) == Ok(STACK_BLOCK_PAGES), "stacks in {block}");
         let base = address(block);
         let main = base + PAGE_SIZE..base + PAGE_SIZE + STACK_SIZE;
         let emergency = main.end + PAGE_SIZE..main.end + PAGE_SIZE + EMERGENCY_SIZE;

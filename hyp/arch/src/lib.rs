@@ -4,6 +4,8 @@
 //! execute privileged instructions exist on aarch64 only.
 
 #![no_std]
+// In the payload `{:?}` prints nothing (`-Zfmt-debug=none`): what a person is to read is `Display`.
+#![cfg_attr(not(test), warn(clippy::use_debug))]
 
 #[cfg(test)]
 extern crate std;

@@ -241,7 +241,7 @@ impl<T: El2Tlb + Clone> El2Tables<T> {
         let map = self.table.translation().map();
         let slots = |page, level| {
             let entry = self.walk().above(page, level);
-            assert_eq!((entry.level, entry.bits), (level, 0), "windows are made at launch");
+            assert!((entry.level, entry.bits) == (level, 0), "{entry}, where a window belongs");
             Slots { descriptors: map.pointer(entry.slot).cast(), page }
         };
         let pages = slots(window_page(cpu), PAGE_LEVEL);
@@ -265,9 +265,9 @@ impl<T> El2Tables<T> {
     /// Writes the identity translation of a launch-time range, in the largest blocks.
     fn map_section(&mut self, range: PfnRange, access: Access) {
         let (first, past) = (range.start().0, range.end().0);
-        assert!(past <= window_page(0), "{range:?} is past the identity map");
+        assert!(past <= window_page(0), "{range}: past the identity map");
         let occupied = self.walk().first_leaf(first, past);
-        assert_eq!(occupied, None, "{range:?} overlaps another section");
+        assert!(occupied.is_none(), "{range} overlap another section");
         self.map_range((first, past), first, attributes(access));
     }
 
@@ -297,7 +297,7 @@ fn by_table(range: PfnRange) -> impl Iterator<Item = (u64, u64)> {
 
 impl<T: El2Tlb> El2Stage1 for El2Tables<T> {
     fn map(&mut self, range: PfnRange) {
-        assert!(range.end().0 <= window_page(0), "{range:?} is past the identity map");
+        assert!(range.end().0 <= window_page(0), "{range}: past the identity map");
         // Pages only, so that any part can be removed again.
         let bits = leaf_bits(Access::Donated, PAGE_LEVEL);
         for (first, past) in by_table(range) {
@@ -305,7 +305,7 @@ impl<T: El2Tlb> El2Stage1 for El2Tables<T> {
                 self.make_table(first);
             }
             let entry = self.walk().above(first, MID_LEVEL);
-            assert!(entry.is_table(), "{range:?} is in a block: hypervisor bug");
+            assert!(entry.is_table(), "{range} are in a block: hypervisor bug");
             self.walk().set_pages(&entry, first, past, first << PAGE_SHIFT | bits);
         }
         self.pages += range.pages();
@@ -316,9 +316,9 @@ impl<T: El2Tlb> El2Stage1 for El2Tables<T> {
     fn unmap(&mut self, range: PfnRange) {
         for (first, past) in by_table(range) {
             let entry = self.walk().above(first, MID_LEVEL);
-            assert!(entry.is_table(), "{range:?} was not donated: hypervisor bug");
+            assert!(entry.is_table(), "{range} were not donated: hypervisor bug");
             let cleared = self.walk().clear_pages(&entry, first, past);
-            assert_eq!(cleared, Some((first, past)), "{range:?} was not mapped: hypervisor bug");
+            assert!(cleared == Some((first, past)), "{range} were not mapped: hypervisor bug");
         }
         self.tlb.invalidate(range);
         let left = self.pages.checked_sub(range.pages());

@@ -4,6 +4,7 @@
 //! from the root for every change, which is several hundred instructions where a fault or a
 //! donation has one page to change, and it cannot stop at, skip or count what is absent.
 
+use core::fmt;
 use core::ptr::NonNull;
 
 use aarch64_paging::descriptor::Stage2Attributes;
@@ -52,6 +53,12 @@ pub(crate) struct Entry {
     pub(crate) first: u64,
     /// Where it lies.
     pub(crate) slot: PhysAddr,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "descriptor {:#x} of page {:#x} at level {}", self.bits, self.first, self.level)
+    }
 }
 
 impl Entry {
@@ -151,7 +158,10 @@ impl Walk {
     pub(crate) fn set_block(&self, entry: &Entry, bits: u64) {
         let slot = self.pages_of_one(entry);
         slot.replace(0, |descriptor| {
-            assert_eq!(descriptor, 0, "a block over a descriptor in use: hypervisor bug");
+            assert!(
+                descriptor == 0,
+                "a block over descriptor {descriptor:#x} in use: hypervisor bug"
+            );
             bits
         });
     }
@@ -163,7 +173,10 @@ impl Walk {
         let mut bits = bits;
         for index in 0..pages.len {
             pages.replace(index, |descriptor| {
-                assert_eq!(descriptor, 0, "a page over a descriptor in use: hypervisor bug");
+                assert!(
+                    descriptor == 0,
+                    "a page over descriptor {descriptor:#x} in use: hypervisor bug"
+                );
                 bits
             });
             bits += 1 << PAGE_SHIFT;

@@ -71,6 +71,12 @@ macro_rules! range {
             pages: u64,
         }
 
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "pages {}..{}", self.start, self.end())
+            }
+        }
+
         impl $name {
             /// Returns the range of `pages` pages from `start`, or `None` where it is empty or
             /// ends past the 52-bit address space.

@@ -205,7 +205,7 @@ fn execute_vm<M: Machine>(
         F::VmEnableMte => vm::enable_mte(door, args.vm()?),
         F::VmTeardown => vm::teardown(door, cpu, args.vm()?),
         F::VmFree => vm::free(door, cpu, args.vm()?),
-        other => unreachable!("{other:?} is decided elsewhere: hypervisor bug"),
+        other => unreachable!("call {:#x} is decided elsewhere: hypervisor bug", other.raw()),
     }
 }
 
@@ -224,7 +224,7 @@ fn execute_vcpu<M: Machine>(
         F::VcpuRun => vcpu::run::run(door, cpu, vm, vcpu, args.raw(3)),
         F::VcpuGetReg => vcpu::get_reg(door, vm, vcpu, args.register()?),
         F::VcpuSetReg => vcpu::set_reg(door, vm, vcpu, (args.register()?, args.raw(4))),
-        other => unreachable!("{other:?} is decided elsewhere: hypervisor bug"),
+        other => unreachable!("call {:#x} is decided elsewhere: hypervisor bug", other.raw()),
     }
 }
 

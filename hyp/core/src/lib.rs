@@ -8,6 +8,8 @@
 
 #![no_std]
 #![forbid(unsafe_code)]
+// In the payload `{:?}` prints nothing (`-Zfmt-debug=none`): what a person is to read is `Display`.
+#![cfg_attr(not(any(test, feature = "fake")), warn(clippy::use_debug))]
 
 #[cfg(any(test, feature = "fake"))]
 extern crate std;

@@ -243,7 +243,7 @@ fn map_announced<M: Machine>(
 ) -> Result<(), HcallError> {
     let applicant = Applicant { vm: Some(binding.vm), contract: vm.contract };
     let grant = decide(&host.regions, applicant, &announced_request(binding))?;
-    assert_eq!(grant.attrs, binding.attrs(), "a decision changed after bind: hypervisor bug");
+    assert!(grant.attrs == binding.attrs(), "a decision changed after bind: hypervisor bug");
     let needed = vm.stage2.tables_to_map(binding.ipa.start(), binding.pfns, grant.blocks);
     let left = vm.stage2.tables_free();
     if needed > left {

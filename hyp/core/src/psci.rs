@@ -172,7 +172,7 @@ impl<M: Machine> Hypervisor<M> {
                 cpus.set(index, CpuState::On);
                 entry
             }
-            CpuState::Off | CpuState::On => panic!("{index:?} came on uncalled"),
+            CpuState::Off | CpuState::On => panic!("CPU {} came on uncalled", index.0),
         }
     }
 }

@@ -64,7 +64,7 @@ impl<T: Stage2Tlb> GuestTables<T> {
 
     /// Returns a walker of the tables, which must still exist.
     fn walk(&self) -> Walk {
-        assert_eq!(self.life, Life::Live, "destroyed tables are in use: hypervisor bug");
+        assert!(self.life == Life::Live, "destroyed tables are in use: hypervisor bug");
         self.tables.walk()
     }
 
@@ -151,7 +151,7 @@ impl<T: Stage2Tlb> GuestStage2 for GuestTables<T> {
 
     fn map(&mut self, ipa: IpaPfn, pfns: PfnRange, attrs: Stage2Attrs, blocks: BlockSizes) {
         let (first, past) = (ipa.0, ipa.0 + pfns.pages());
-        assert!(past <= self.limit, "{ipa:?} is past the address space: hypervisor bug");
+        assert!(past <= self.limit, "page {ipa} is past the address space: hypervisor bug");
         let bits = self.config.encoding.encode(attrs).expect("attributes were checked");
         let plan = Plan { first, past, pfn: pfns.start().0, blocks };
         plan.apply(&mut self.tables, bits);
@@ -173,7 +173,7 @@ impl<T: Stage2Tlb> GuestStage2 for GuestTables<T> {
     }
 
     fn destroy(&mut self) {
-        assert_eq!(self.life, Life::Live, "destroyed twice: hypervisor bug");
+        assert!(self.life == Life::Live, "destroyed twice: hypervisor bug");
         let root = self.tables.root();
         for gibibyte in 0..self.limit.div_ceil(pages_at(ROOT_LEVEL)) {
             let entry = self.walk().above(gibibyte * pages_at(ROOT_LEVEL), ROOT_LEVEL);

@@ -61,7 +61,7 @@ impl<T: Stage2Tlb> HostTables<T> {
         tlb: T,
     ) -> Self {
         let needed = host_tables_needed(ram, config.pa_bits);
-        assert!(range.pages() >= needed, "{range:?}: {needed} table pages needed");
+        assert!(range.pages() >= needed, "{range}: {needed} table pages needed");
         let vtcr = Vtcr::host(config.pa_bits, config.vmid16);
         let pool = TablePool::new(config.map);
         // SAFETY: the caller hands over the pages.
@@ -110,7 +110,7 @@ fn link_roots(tables: &mut Tables, roots: Pfn, count: u64) -> PhysAddr {
         let entry = tables.walk().above(first, 0);
         tables.make_table(&entry, first);
         let table = tables.walk().above(first, 0).output();
-        assert_eq!(table, address(Pfn(roots.0 + index)), "root tables are not adjacent");
+        assert!(table == address(Pfn(roots.0 + index)), "root table {table} is not adjacent");
     }
     address(roots)
 }
@@ -162,7 +162,7 @@ impl<T: Stage2Tlb> HostTables<T> {
 impl<T: Stage2Tlb> HostStage2 for HostTables<T> {
     fn map(&mut self, range: PfnRange, attrs: Stage2Attrs) {
         let (first, past) = (range.start().0, range.end().0);
-        assert!(past <= self.limit, "{range:?} is past the address space: hypervisor bug");
+        assert!(past <= self.limit, "{range}: past the address space: hypervisor bug");
         let bits = self.config.encoding.encode(attrs).expect("attributes were checked");
         let plan = Plan { first, past, pfn: first, blocks: BlockSizes::ALL };
         if plan.tables(&self.tables.walk()) > self.tables_free() {

@@ -269,7 +269,7 @@ impl Plan {
                 walk.set_block(&entry, frame | bits);
                 page = end;
             } else {
-                assert!(!entry.is_valid(), "mapping over {entry:x?}: hypervisor bug");
+                assert!(!entry.is_valid(), "mapping over {entry}: hypervisor bug");
                 tables.make_table(&entry, page);
             }
         }
