@@ -103,8 +103,16 @@ fn ram(tree: Fdt<'_>) -> Result<Ranges, Unusable> {
             push(&mut banks, pages_within(start, size), "banks of RAM")?;
         }
     }
-    banks.sort_unstable_by_key(PfnRange::start);
+    sort(&mut banks);
     merge(&banks)
+}
+
+/// Sorts a few ranges, by insertion: the library's sort is 3 KiB of code for many.
+fn sort(banks: &mut [PfnRange]) {
+    for sorted in 1..banks.len() {
+        let place = banks[..sorted].partition_point(|bank| bank.start() < banks[sorted].start());
+        banks[place..=sorted].rotate_right(1);
+    }
 }
 
 fn merge(sorted: &[PfnRange]) -> Result<Ranges, Unusable> {
