@@ -28,6 +28,7 @@ mod guest_code;
 mod guests;
 mod guests_own;
 mod guests_protected;
+mod handover;
 mod malformed;
 mod memory;
 mod outcome;

@@ -6,8 +6,8 @@ use crate::dtb::Machine;
 use crate::outcome::{Dashed, Failure, Outcome};
 use crate::pci::Functions;
 use crate::{
-    calls, escapes, gic, guests, guests_own, guests_protected, malformed, memory, ownership,
-    pfnmap, races, races_args, races_guest, smc, smp, tables, vm, walks,
+    calls, escapes, gic, guests, guests_own, guests_protected, handover, malformed, memory,
+    ownership, pfnmap, races, races_args, races_guest, smc, smp, tables, vm, walks,
 };
 
 /// A test: its name is what a run selects and reports.
@@ -25,6 +25,7 @@ const TESTS: &[&[Test]] = &[
     guests_own::TESTS,
     guests_protected::TESTS,
     pfnmap::TESTS,
+    handover::TESTS,
     escapes::TESTS,
     malformed::TESTS,
     races::TESTS,
