@@ -1,21 +1,20 @@
 //! The machine as far as the trace tells: tables, TLB maintenance under way, lines left.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use crate::cache::{LINES, Lines};
+use crate::cpu::{Cpu, Reader};
 use crate::insn::{DcKind, Insn, Reach, Register, Waits};
 use crate::memory::{Memory, PAGE_SHIFT, page_of};
 use crate::record::{Event, Record};
 use crate::removal::{Removal, Removals, Tlbi, What};
-use crate::report::{Call, Counter, Counts, Report};
+use crate::report::{Call, Counter, Report};
 use crate::tables::{self, Change, Kind, Table};
 use crate::violation::{Moment, Rule, Translation, Violation};
 
 /// Violations that are kept; later ones are counted.
 const MAX_VIOLATIONS: usize = 16;
-/// Records of a CPU that a violation shows.
-const HISTORY: usize = 24;
 /// `HCR_EL2.FWB`.
 const HCR_FWB: u64 = 1 << 46;
 /// `VTTBR_EL2.VMID`, and its root address.
@@ -58,18 +57,6 @@ enum Fwb {
     Present,
 }
 
-/// Registers of one CPU and what it is doing.
-#[derive(Debug, Default)]
-struct Cpu {
-    vtcr: u64,
-    tcr: u64,
-    /// As written, and as far as it is certain to be in force.
-    vttbr: u64,
-    vttbr_in_force: u64,
-    call: Option<(Call, Counts)>,
-    history: VecDeque<Record>,
-}
-
 /// The instruction that is being judged.
 #[derive(Clone, Copy, Debug)]
 struct At {
@@ -109,11 +96,7 @@ impl Checker {
     /// Judges the next record.
     pub fn see(&mut self, record: Record) {
         let at = At { cpu: record.cpu, pc: record.pc };
-        let history = &mut self.cpu(at).history;
-        if history.len() == HISTORY {
-            history.pop_front();
-        }
-        history.push_back(record);
+        self.cpu(at).note(record);
         match record.event {
             Event::Executed { insn, operand, count, stride } => {
                 if let Some(insn) = Insn::decode(insn) {
@@ -139,10 +122,7 @@ impl Checker {
     fn entered(&mut self, at: At, esr: u64, x0: u64) {
         let class = u8::try_from(esr >> 26 & 0x3f).unwrap_or(0);
         let function = if class == CLASS_HVC { x0 } else { 0 };
-        let call = Call { vector: at.pc, class, function, result: 0 };
-        let cpu = self.cpu(at);
-        cpu.vttbr_in_force = cpu.vttbr;
-        cpu.call = Some((call, Counts::default()));
+        self.cpu(at).entered(Call { vector: at.pc, class, function, result: 0 });
     }
 
     fn executed(&mut self, at: At, insn: Insn, operand: u64, (count, stride): (u64, u64)) {
@@ -156,10 +136,7 @@ impl Checker {
             }
             Insn::Dc(kind) => self.maintained(at, kind, operand, (count, stride)),
             Insn::Dsb(reach, waits) => self.waited(at, reach, waits),
-            Insn::Isb => {
-                let cpu = self.cpu(at);
-                cpu.vttbr_in_force = cpu.vttbr;
-            }
+            Insn::Isb => self.cpu(at).synchronised(),
             Insn::Msr(register) => self.written(at, register, operand),
             Insn::Eret => self.returned(at, operand),
             Insn::Ic | Insn::At => {}
@@ -202,6 +179,7 @@ impl Checker {
             let table = Table { translation, root, level, first: index * size };
             self.adopt(at, root + index, table);
         }
+        self.cpu(at).forget_given();
     }
 
     fn adopt(&mut self, at: At, page: u64, table: Table) {
@@ -240,6 +218,7 @@ impl Checker {
                     self.incomplete(at, Moment::Changed, slot, &removal);
                 }
                 self.made(at, table, slot, new);
+                self.stored_valid(at, table, slot, new);
             }
             (was @ (Kind::Leaf(_) | Kind::Table(_)), Kind::Invalid) => {
                 self.removed(at, table, slot, old, was);
@@ -285,6 +264,14 @@ impl Checker {
         }
     }
 
+    /// Walkers need not see a descriptor before a `DSB`, nor this CPU before an `ISB`.
+    fn stored_valid(&mut self, at: At, table: &Table, slot: u64, bits: u64) {
+        let Some(what) = tables::kind(table.level, bits).what() else { return };
+        let reader = if self.is_window(table, slot) { Reader::Window } else { Reader::All };
+        let made = Removal::new(*table, what, table.input(slot), bits, at.cpu, at.pc);
+        self.cpu(at).made(slot, made, reader);
+    }
+
     /// Frames have an owner more.
     fn given(&mut self, at: At, table: &Table, slot: u64, frames: &Range<u64>) {
         if self.is_window(table, slot) {
@@ -296,6 +283,7 @@ impl Checker {
             self.removals.take(slot);
             self.incomplete(at, Moment::NextOwner, slot, &removal);
         }
+        self.cpu(at).gave(table.translation, frames);
         match table.translation {
             Translation::El2 => self.lines.taken_by_el2(frames),
             next @ Translation::Stage2 { .. } => {
@@ -318,12 +306,9 @@ impl Checker {
     /// A descriptor that walkers can reach is invalid from now on, and all that it led to.
     fn removed(&mut self, at: At, table: &Table, slot: u64, bits: u64, was: Kind) {
         let input = table.input(slot);
-        let what = match was {
-            Kind::Invalid => return,
-            Kind::Leaf(frames) => What::Leaf(frames),
-            Kind::Table(page) => What::Table(page),
-        };
+        let Some(what) = was.what() else { return };
         self.tally(at, Counter::Removed, 1);
+        self.cpu(at).removed(slot);
         if let What::Table(page) = what
             && let Some(child) = self.tables.remove(&page)
         {
@@ -331,10 +316,22 @@ impl Checker {
                 self.removed(at, &child, slot, bits, tables::kind(child.level, bits));
             }
         }
-        self.removals.insert(slot, Removal::new(*table, what, input, bits, at.cpu, at.pc));
+        let removal = Removal::new(*table, what, input, bits, at.cpu, at.pc);
+        self.taken(at, slot, &removal);
+        self.removals.insert(slot, removal);
+    }
+
+    /// Frames have an owner less: before the next one, not after.
+    fn taken(&mut self, at: At, slot: u64, removal: &Removal) {
+        let What::Leaf(frames) = &removal.what else { return };
+        let (table, owner) = (&removal.table, removal.table.translation);
+        if !self.is_window(table, slot) && self.cpu(at).gave_before(owner, frames) {
+            self.broken(at, Rule::TwoOwners, Moment::Removed, Some(slot), removal);
+        }
     }
 
     fn waited(&mut self, at: At, reach: Reach, waits: Waits) {
+        self.cpu(at).waited(reach, waits);
         for (_, removal) in self.removals.wait(at.cpu, reach, waits) {
             self.completed(&removal);
         }
@@ -372,6 +369,11 @@ impl Checker {
     }
 
     fn maintained(&mut self, at: At, kind: DcKind, first: u64, (count, stride): (u64, u64)) {
+        if first >= self.config.windows
+            && let Some(fresh) = self.cpu(at).unusable()
+        {
+            self.broken(at, Rule::NotSynchronised, Moment::Used, Some(fresh.slot), &fresh.made);
+        }
         let mut known: Option<(u64, Option<u64>)> = None;
         for index in 0..count {
             let address = first.wrapping_add(index.wrapping_mul(stride));
@@ -409,9 +411,11 @@ impl Checker {
         for (slot, removal) in self.removals.left_by(at.cpu) {
             self.incomplete(at, Moment::Returned, slot, &removal);
         }
-        let cpu = self.cpu(at);
-        cpu.vttbr_in_force = cpu.vttbr;
-        if let Some((mut call, counts)) = cpu.call.take() {
+        let (call, unseen) = self.cpu(at).returned();
+        if let Some(fresh) = unseen {
+            self.broken(at, Rule::NotPublished, Moment::Returned, Some(fresh.slot), &fresh.made);
+        }
+        if let Some((mut call, counts)) = call {
             call.result = if call.class == CLASS_HVC { x0 } else { 0 };
             self.report.add(call, &counts);
         }
@@ -426,7 +430,7 @@ impl Checker {
         if self.violations.len() >= MAX_VIOLATIONS {
             return;
         }
-        let history = self.cpu(at).history.iter().copied().collect();
+        let history = self.cpu(at).history();
         self.violations.push(Violation {
             rule,
             moment,
@@ -439,14 +443,5 @@ impl Checker {
             removed_at: slot.map(|_| of.pc),
             history,
         });
-    }
-}
-
-impl Cpu {
-    /// Returns the VMID that maintenance acts on, where that is certain.
-    fn vmid_in_force(&self) -> Option<u16> {
-        let vmid = |vttbr: u64| u16::try_from(vttbr >> VMID_SHIFT).ok();
-        let (written, in_force) = (vmid(self.vttbr), vmid(self.vttbr_in_force));
-        if written == in_force { written } else { None }
     }
 }

@@ -9,6 +9,9 @@
 //! * maintenance of a removed translation is complete, with `DSB` before, the right VMID, both
 //!   stages, all CPUs and `DSB` after, before a table page is used again, before the next owner's
 //!   translation of the frame becomes valid, and before the call returns;
+//! * a frame is taken from its owner before, in the same call, another one gets it;
+//! * a new translation is followed by `DSB` before the call returns, and a window by `DSB` and `ISB`
+//!   before EL2 maintains lines through it;
 //! * every line of device memory that was cacheable, and without FEAT_S2FWB of RAM, is cleaned and
 //!   invalidated between one owner's last access and the next owner's first.
 //!
@@ -20,6 +23,7 @@
 
 mod cache;
 mod checker;
+mod cpu;
 pub mod insn;
 mod memory;
 pub mod record;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::insn::{LastLevel, Reach, TlbiKind, Waits, page_operand, range_operand};
-use crate::tables::Table;
+use crate::tables::{Kind, Table};
 use crate::violation::{Rule, Translation};
 
 /// What was removed.
@@ -16,6 +16,17 @@ pub(crate) enum What {
     Rights(Range<u64>),
     /// A table in this page.
     Table(u64),
+}
+
+impl Kind {
+    /// Returns what is lost with a descriptor, if it is valid.
+    pub(crate) fn what(self) -> Option<What> {
+        match self {
+            Self::Invalid => None,
+            Self::Leaf(frames) => Some(What::Leaf(frames)),
+            Self::Table(page) => Some(What::Table(page)),
+        }
+    }
 }
 
 /// How far its maintenance is.

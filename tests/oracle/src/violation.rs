@@ -26,6 +26,12 @@ pub enum Rule {
     NotBroadcast,
     /// Invalidated by address, without the combined entries of stage 1.
     NoStage1,
+    /// A frame had its next owner before it was taken from the former one.
+    TwoOwners,
+    /// No `DSB` after the store of a valid descriptor.
+    NotPublished,
+    /// No `DSB` and `ISB` between the store of a window's descriptor and its use.
+    NotSynchronised,
     /// Lines were not cleaned and invalidated.
     LinesLeft {
         /// Lines of the page that were.
@@ -42,6 +48,10 @@ pub enum Moment {
     Changed,
     /// Another descriptor gave the frame to its next owner.
     NextOwner,
+    /// The descriptor became invalid.
+    Removed,
+    /// EL2 used the translation.
+    Used,
     /// The page of a removed table was used again.
     TableReused,
     /// EL2 returned.
@@ -97,6 +107,9 @@ impl fmt::Display for Rule {
             Self::NoIsbBefore => "TLB: no ISB between VTTBR_EL2 and the invalidation",
             Self::NotBroadcast => "TLB: invalidated on one CPU only",
             Self::NoStage1 => "TLB: invalidated by address, but not in stage 1",
+            Self::TwoOwners => "ownership: the next owner had the frame before the former lost it",
+            Self::NotPublished => "publication: no DSB after the new translation",
+            Self::NotSynchronised => "publication: no DSB and ISB after the new window",
             Self::LinesLeft { maintained, lines } => {
                 return write!(
                     f,
@@ -113,6 +126,8 @@ impl fmt::Display for Moment {
         f.write_str(match self {
             Self::Changed => "when the descriptor changed",
             Self::NextOwner => "when the next owner's translation became valid",
+            Self::Removed => "when the former owner's translation was removed",
+            Self::Used => "when EL2 maintained lines through it",
             Self::TableReused => "when the table's page was used again",
             Self::Returned => "when EL2 returned",
         })

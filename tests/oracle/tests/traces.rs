@@ -167,6 +167,7 @@ fn break_before_make_is_right() {
     machine.set(0, HOST, 0);
     BY_ADDRESS.iter().for_each(|insn| machine.run(0, *insn));
     machine.set(0, HOST, (FRAME + 1) << 12 | PAGE_BITS);
+    machine.run(0, Insn::DsbIshst);
     machine.run(0, Insn::Eret);
     assert_eq!(machine.verdict(), None);
 }
@@ -196,6 +197,87 @@ fn a_late_invalidation_is_seen_when_the_next_owner_s_entry_becomes_valid() {
     assert_eq!((violation.frame, violation.cpu), (FRAME, 0));
     assert_eq!(violation.input, FRAME..FRAME + 1);
     assert!(violation.removed_at.is_some_and(|removed_at| removed_at < violation.pc));
+}
+
+#[test]
+fn a_frame_that_its_next_owner_has_before_the_former_lost_it_is_seen() {
+    let mut machine = Machine::new();
+    machine.enter(0, 0);
+    machine.give(0, FRAME);
+    machine.run(0, Insn::DsbIshst);
+    machine.set(0, HOST, 0);
+    BY_ADDRESS.iter().for_each(|insn| machine.run(0, *insn));
+    machine.run(0, Insn::Eret);
+    assert_eq!(machine.verdict(), Some((Rule::TwoOwners, Moment::Removed)));
+    let violation = &machine.violations()[0];
+    assert_eq!((violation.translation, violation.frame), (Translation::Stage2 { vmid: 0 }, FRAME));
+}
+
+#[test]
+fn a_frame_that_two_borrow_and_one_loses_later_is_right() {
+    let mut machine = Machine::new();
+    machine.enter(0, 0);
+    machine.give(0, FRAME);
+    machine.run(0, Insn::DsbIshst);
+    machine.run(0, Insn::Eret);
+    machine.enter(0, 0);
+    machine.set(0, HOST, 0);
+    BY_ADDRESS.iter().for_each(|insn| machine.run(0, *insn));
+    machine.run(0, Insn::Eret);
+    assert_eq!(machine.verdict(), None);
+}
+
+/// Gives another page to the guest, executes `barriers`, and returns.
+fn published(barriers: &[(u8, Insn)]) -> Option<(Rule, Moment)> {
+    let mut machine = Machine::new();
+    machine.give(0, FRAME + 1);
+    barriers.iter().for_each(|(cpu, insn)| machine.run(*cpu, *insn));
+    machine.run(0, Insn::Eret);
+    machine.verdict()
+}
+
+#[test]
+fn a_new_translation_is_published_by_a_dsb() {
+    assert_eq!(published(&[(0, Insn::DsbIshst)]), None);
+    assert_eq!(published(&[(0, Insn::DsbSy)]), None);
+}
+
+#[test]
+fn a_new_translation_that_walkers_need_not_see_is_seen() {
+    let missing = returned(Rule::NotPublished);
+    assert_eq!(published(&[]), missing);
+    assert_eq!(published(&[(0, Insn::Isb)]), missing);
+    assert_eq!(published(&[(0, Insn::DsbIshld)]), missing);
+    assert_eq!(published(&[(0, Insn::DsbNsh)]), missing);
+    assert_eq!(published(&[(1, Insn::DsbIsh)]), missing);
+}
+
+#[test]
+fn a_translation_that_is_gone_again_needs_no_publication() {
+    let mut machine = Machine::new();
+    machine.set(0, GUEST, 0);
+    machine.run(0, Insn::DsbIsh);
+    machine.run(0, Insn::Alle1is);
+    machine.run(0, Insn::DsbIsh);
+    machine.run(0, Insn::Eret);
+    assert_eq!(machine.verdict(), None);
+}
+
+#[test]
+fn a_window_is_used_after_dsb_and_isb() {
+    let used = |barriers: &[Insn]| {
+        let mut machine = Machine::new();
+        machine.open_window(0, FRAME);
+        barriers.iter().for_each(|insn| machine.run(0, *insn));
+        machine.clean_through_window(0);
+        machine.verdict()
+    };
+    let missing = Some((Rule::NotSynchronised, Moment::Used));
+    assert_eq!(used(&[Insn::DsbIshst, Insn::Isb]), None);
+    assert_eq!(used(&[Insn::DsbNsh, Insn::Isb]), None, "this CPU's own");
+    assert_eq!(used(&[Insn::DsbIshst]), missing);
+    assert_eq!(used(&[Insn::Isb, Insn::DsbIshst]), missing);
+    assert_eq!(used(&[]), missing);
 }
 
 #[test]

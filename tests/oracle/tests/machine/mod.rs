@@ -193,9 +193,17 @@ impl Machine {
         self.store(cpu, EL2[3], 0);
     }
 
+    /// Cleans and invalidates a line through the window.
+    pub fn clean_through_window(&mut self, cpu: u8) {
+        let event = Event::Executed { insn: CIVAC, operand: WINDOWS, count: 1, stride: 0 };
+        self.see(cpu, event);
+    }
+
     /// Maintains lines of a frame through the window.
     fn maintain(&mut self, frame: u64, insn: u32, lines: Range<u64>) {
         let page = self.open_window(0, frame);
+        self.run(0, Insn::DsbIshst);
+        self.run(0, Insn::Isb);
         let (operand, count) = ((page << 12) + lines.start * 64, lines.end - lines.start);
         if count > 0 {
             self.see(0, Event::Executed { insn, operand, count, stride: 64 });
