@@ -24,6 +24,7 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::ValueEnum;
+use pfnguard_oracle::Times;
 use pfnguard_shared::info::Capabilities;
 
 use crate::setup::QEMU;
@@ -148,6 +149,18 @@ impl Cpu {
             Self::NeoverseV1 => Some(fwb.with(Capabilities::DIC)),
             Self::NeoverseN2 => Some(fwb.with(Capabilities::DIC).with(Capabilities::MTE)),
             Self::Max => None,
+        }
+    }
+
+    /// Returns how often the model needs each TLB invalidation: Cortex-A76 has erratum 1286807.
+    pub const fn tlbi(self) -> Times {
+        match self {
+            Self::CortexA76 => Times::Twice,
+            Self::CortexA72
+            | Self::NeoverseN2
+            | Self::CortexA710
+            | Self::NeoverseV1
+            | Self::Max => Times::Once,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::cpu::{Cpu, Reader};
 use crate::insn::{DcKind, Insn, Reach, Register, Waits};
 use crate::memory::{Memory, PAGE_SHIFT, page_of};
 use crate::record::{Event, Record};
-use crate::removal::{Removal, Removals, Tlbi, What};
+use crate::removal::{Removal, Removals, Times, Tlbi, What};
 use crate::report::{Call, Counter, Report};
 use crate::tables::{self, Change, Kind, Table};
 use crate::violation::{Moment, Rule, Translation, Violation};
@@ -30,6 +30,8 @@ pub struct Config {
     pub ram: Range<u64>,
     /// First virtual address of EL2 that is not identity-mapped: windows.
     pub windows: u64,
+    /// How often its CPUs need each TLB invalidation.
+    pub tlbi: Times,
 }
 
 /// A judge of one trace.
@@ -68,13 +70,13 @@ impl Checker {
     /// Returns a judge of a machine that has not started.
     pub fn new(config: Config) -> Self {
         Self {
+            removals: Removals::new(config.tlbi),
             config,
             cpus: BTreeMap::new(),
             memory: Memory::default(),
             tables: HashMap::new(),
             roots: HashMap::new(),
             el2_root: None,
-            removals: Removals::default(),
             lines: Lines::default(),
             fwb: Fwb::Absent,
             report: Report::default(),
@@ -440,7 +442,7 @@ impl Checker {
             descriptor: slot,
             cpu: at.cpu,
             pc: at.pc,
-            removed_at: slot.map(|_| of.pc),
+            stored_at: slot.map(|_| of.pc),
             history,
         });
     }

@@ -8,7 +8,8 @@
 //!   an invalid descriptor whose TLB maintenance is complete (break-before-make, Arm ARM, D8.17);
 //! * maintenance of a removed translation is complete, with `DSB` before, the right VMID, both
 //!   stages, all CPUs and `DSB` after, before a table page is used again, before the next owner's
-//!   translation of the frame becomes valid, and before the call returns;
+//!   translation of the frame becomes valid, and before the call returns; twice on CPUs whose
+//!   erratum asks for it;
 //! * a frame is taken from its owner before, in the same call, another one gets it;
 //! * a new translation is followed by `DSB` before the call returns, and a window by `DSB` and `ISB`
 //!   before EL2 maintains lines through it;
@@ -33,5 +34,6 @@ mod tables;
 mod violation;
 
 pub use checker::{Checker, Config};
+pub use removal::Times;
 pub use report::{Call, Counter, Report, Tally};
 pub use violation::{Moment, Rule, Translation, Violation};

@@ -29,6 +29,18 @@ impl Kind {
     }
 }
 
+/// How often an invalidation and its `DSB` are needed. Where completion of a TLBI does not
+/// guarantee completion of accesses that used the translation (Arm 1286807, 2441007, 2441009), the
+/// work-around is a second one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Times {
+    /// Once.
+    #[default]
+    Once,
+    /// Twice.
+    Twice,
+}
+
 /// How far its maintenance is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -60,6 +72,9 @@ pub(crate) struct Removal {
     /// The instruction that did.
     pub(crate) pc: u64,
     phase: Phase,
+    /// How often it was invalidated by address, and altogether, where twice is needed.
+    by_address: Times,
+    rounds: u32,
     /// Why the last attempt to invalidate it was none.
     flaw: Option<Rule>,
 }
@@ -92,13 +107,15 @@ impl Removal {
         cpu: u8,
         pc: u64,
     ) -> Self {
-        Self { table, what, input, bits, cpu, pc, phase: Phase::Stored, flaw: None }
+        let (phase, by_address, rounds) = (Phase::Stored, Times::Once, 0);
+        Self { table, what, input, bits, cpu, pc, phase, by_address, rounds, flaw: None }
     }
 
     /// Returns the rule that is broken if the removal has to be complete now.
     pub(crate) fn missing(&self) -> Rule {
         match (self.phase, self.flaw) {
             (_, Some(flaw)) => flaw,
+            _ if self.rounds > 0 => Rule::NotRepeated,
             (Phase::Stored | Phase::Visible, None) => Rule::NotInvalidated,
             (Phase::ByAddress { .. } | Phase::AddressGone, None) => Rule::NoStage1,
             (Phase::All { .. }, None) => Rule::NoDsbAfter,
@@ -156,7 +173,7 @@ impl Removal {
         (tlbi.reach == Reach::Local).then_some(Rule::NotBroadcast)
     }
 
-    fn invalidate(&mut self, tlbi: &Tlbi) {
+    fn invalidate(&mut self, tlbi: &Tlbi, times: Times) {
         let Some(effect) = self.effect(tlbi) else { return };
         let cpu = tlbi.cpu;
         if let Some(flaw) = self.unreached(tlbi) {
@@ -178,6 +195,11 @@ impl Removal {
                 self.phase = Phase::All { cpu };
                 None
             }
+            (Phase::AddressGone, Effect::ByAddress) if times == Times::Twice => {
+                self.by_address = Times::Twice;
+                self.phase = Phase::ByAddress { cpu };
+                None
+            }
             // Of stage 1 before stage 2, or once more than needed.
             (Phase::Stored | Phase::Visible, Effect::Stage1)
             | (Phase::ByAddress { .. } | Phase::AddressGone, Effect::ByAddress)
@@ -189,7 +211,7 @@ impl Removal {
     }
 
     /// Returns whether the barrier completes its maintenance.
-    fn wait(&mut self, on: u8, reach: Reach, waits: Waits) -> bool {
+    fn wait(&mut self, on: u8, reach: Reach, waits: Waits, times: Times) -> bool {
         if reach == Reach::Local || waits == Waits::Loads {
             return false;
         }
@@ -198,7 +220,7 @@ impl Removal {
             Phase::ByAddress { cpu } if cpu == on && waits == Waits::All => {
                 self.phase = Phase::AddressGone;
             }
-            Phase::All { cpu } if cpu == on && waits == Waits::All => return true,
+            Phase::All { cpu } if cpu == on && waits == Waits::All => return self.done(times),
             Phase::Stored
             | Phase::Visible
             | Phase::ByAddress { .. }
@@ -207,13 +229,31 @@ impl Removal {
         }
         false
     }
+
+    /// Invalidated altogether, and waited for. Returns whether that was often enough.
+    fn done(&mut self, times: Times) -> bool {
+        if times == Times::Once || self.rounds > 0 {
+            return true;
+        }
+        self.rounds += 1;
+        self.phase = match self.by_address {
+            Times::Once => Phase::Visible,
+            Times::Twice => Phase::AddressGone,
+        };
+        false
+    }
 }
 
 /// All of them, by the address of the descriptor.
-#[derive(Debug, Default)]
-pub(crate) struct Removals(BTreeMap<u64, Removal>);
+#[derive(Debug)]
+pub(crate) struct Removals(BTreeMap<u64, Removal>, Times);
 
 impl Removals {
+    /// Returns none; each is to be invalidated so often.
+    pub(crate) fn new(times: Times) -> Self {
+        Self(BTreeMap::new(), times)
+    }
+
     pub(crate) fn insert(&mut self, slot: u64, removal: Removal) {
         self.0.insert(slot, removal);
     }
@@ -223,12 +263,12 @@ impl Removals {
     }
 
     pub(crate) fn invalidate(&mut self, tlbi: &Tlbi) {
-        self.0.values_mut().for_each(|removal| removal.invalidate(tlbi));
+        self.0.values_mut().for_each(|removal| removal.invalidate(tlbi, self.1));
     }
 
     /// Returns the removals that a barrier of `cpu` completes.
     pub(crate) fn wait(&mut self, cpu: u8, reach: Reach, waits: Waits) -> Vec<(u64, Removal)> {
-        self.0.extract_if(.., |_, removal| removal.wait(cpu, reach, waits)).collect()
+        self.0.extract_if(.., |_, removal| removal.wait(cpu, reach, waits, self.1)).collect()
     }
 
     /// Returns the removals that `cpu` has not completed, which are forgotten.

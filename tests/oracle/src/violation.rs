@@ -24,6 +24,8 @@ pub enum Rule {
     NoIsbBefore,
     /// Invalidated on one CPU only.
     NotBroadcast,
+    /// Invalidated once, on a CPU that needs it twice.
+    NotRepeated,
     /// Invalidated by address, without the combined entries of stage 1.
     NoStage1,
     /// A frame had its next owner before it was taken from the former one.
@@ -89,10 +91,16 @@ pub struct Violation {
     pub cpu: u8,
     /// Address of the instruction by which it was broken.
     pub pc: u64,
-    /// Address of the instruction that removed the translation, where one did.
-    pub removed_at: Option<u64>,
+    /// Address of the instruction that made or removed the translation, where one did.
+    pub stored_at: Option<u64>,
     /// What the CPU had executed last, oldest first.
     pub history: Vec<Record>,
+}
+
+impl Rule {
+    fn is_of_a_new_translation(self) -> bool {
+        matches!(self, Self::NotPublished | Self::NotSynchronised)
+    }
 }
 
 impl fmt::Display for Rule {
@@ -106,6 +114,7 @@ impl fmt::Display for Rule {
             Self::WrongVmid => "TLB: invalidated under another VMID",
             Self::NoIsbBefore => "TLB: no ISB between VTTBR_EL2 and the invalidation",
             Self::NotBroadcast => "TLB: invalidated on one CPU only",
+            Self::NotRepeated => "TLB: invalidated once, where an erratum asks for twice",
             Self::NoStage1 => "TLB: invalidated by address, but not in stage 1",
             Self::TwoOwners => "ownership: the next owner had the frame before the former lost it",
             Self::NotPublished => "publication: no DSB after the new translation",
@@ -156,8 +165,9 @@ impl Violation {
             text += &format!(", descriptor at {descriptor:#x}");
         }
         text += &format!("\n  CPU {cpu} at {}", symbol(*pc));
-        if let Some(removed_at) = self.removed_at {
-            text += &format!("\n  removed at {}", symbol(removed_at));
+        if let Some(stored_at) = self.stored_at {
+            let stored = if rule.is_of_a_new_translation() { "made" } else { "removed" };
+            text += &format!("\n  {stored} at {}", symbol(stored_at));
         }
         text
     }

@@ -4,11 +4,14 @@
 mod machine;
 
 use machine::{Exchange, FRAME, GUEST, HOST, Insn, Machine, PAGE_BITS};
-use pfnguard_oracle::{Moment, Rule, Translation};
+use pfnguard_oracle::{Moment, Rule, Times, Translation};
 
 /// Removes the host's page, maintains by `maintenance`, and returns.
 fn unmapped(maintenance: &[Insn]) -> Option<(Rule, Moment)> {
-    let mut machine = Machine::new();
+    unmapped_on(Machine::new(), maintenance)
+}
+
+fn unmapped_on(mut machine: Machine, maintenance: &[Insn]) -> Option<(Rule, Moment)> {
     machine.set(0, HOST, 0);
     maintenance.iter().for_each(|insn| machine.run(0, *insn));
     machine.run(0, Insn::Eret);
@@ -49,6 +52,24 @@ fn the_sequences_of_the_architecture_are_right() {
     let range = Insn::Ripas2e1is { page: FRAME & !1, scale: 0, num: 0 };
     assert_eq!(unmapped(&with(1, range)), None);
     assert_eq!(unmapped(&[BY_ADDRESS, BY_ADDRESS].concat()), None, "twice is no fault");
+}
+
+#[test]
+fn a_cpu_with_the_erratum_needs_each_invalidation_twice() {
+    let with_erratum =
+        |sequences: &[&[Insn]]| unmapped_on(Machine::with_tlbi(Times::Twice), &sequences.concat());
+    let (by_ipa, stage_1) = (&BY_ADDRESS[1..3], &BY_ADDRESS[3..5]);
+    let before = &BY_ADDRESS[..1];
+    assert_eq!(with_erratum(&[before, by_ipa, stage_1, by_ipa, stage_1]), None);
+    assert_eq!(with_erratum(&[before, by_ipa, by_ipa, stage_1, stage_1]), None, "as Linux does");
+    let whole = &[Insn::Vmalls12e1is, Insn::DsbIsh];
+    assert_eq!(with_erratum(&[before, whole, whole]), None);
+    let missing = returned(Rule::NotRepeated);
+    assert_eq!(with_erratum(&[before, by_ipa, stage_1]), missing);
+    assert_eq!(with_erratum(&[before, by_ipa, stage_1, stage_1]), missing);
+    assert_eq!(with_erratum(&[before, by_ipa, by_ipa, stage_1]), missing);
+    assert_eq!(with_erratum(&[before, whole]), missing);
+    assert_eq!(with_erratum(&[before, whole, &whole[..1]]), missing);
 }
 
 #[test]
@@ -196,7 +217,7 @@ fn a_late_invalidation_is_seen_when_the_next_owner_s_entry_becomes_valid() {
     let violation = &machine.violations()[0];
     assert_eq!((violation.frame, violation.cpu), (FRAME, 0));
     assert_eq!(violation.input, FRAME..FRAME + 1);
-    assert!(violation.removed_at.is_some_and(|removed_at| removed_at < violation.pc));
+    assert!(violation.stored_at.is_some_and(|stored_at| stored_at < violation.pc));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use miette::{Diagnostic, miette};
 use pfnguard_oracle::record::{self, BuildId, Record};
-use pfnguard_oracle::{Checker, Config, Report};
+use pfnguard_oracle::{Checker, Config, Report, Times};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -121,6 +121,8 @@ pub struct Watch {
     plugin: PathBuf,
     symbols: Symbols,
     build: BuildId,
+    /// How often the machine's CPUs need each TLB invalidation.
+    tlbi: Times,
 }
 
 impl Oversight {
@@ -172,7 +174,8 @@ impl Watch {
         }
         let symbols = Symbols::read(&artifacts::payload_elf())?;
         let build = build_id(&artifacts.payload)?;
-        Ok(Readiness::Ready(Box::new(Self { plugin, symbols, build })))
+        let tlbi = machine.cpu.tlbi();
+        Ok(Readiness::Ready(Box::new(Self { plugin, symbols, build, tlbi })))
     }
 
     /// Waits for the trace of one machine.
@@ -185,7 +188,7 @@ impl Watch {
 
     /// Judges a trace while it comes.
     fn judge(&self, source: impl std::io::Read) -> Oversight {
-        let mut checker = Checker::new(Config { ram: RAM, windows: WINDOWS });
+        let mut checker = Checker::new(Config { ram: RAM, windows: WINDOWS, tlbi: self.tlbi });
         let source = BufReader::with_capacity(CHUNK, source);
         match record::read(source, self.build, |record| checker.see(record)) {
             Ok(records) => Oversight::Judged(self.judgement(&checker, records)),
@@ -240,7 +243,8 @@ pub fn judge_file(path: &Path, progress: Progress) -> miette::Result<String> {
     let artifacts = artifacts::build(progress)?;
     let symbols = Symbols::read(&artifacts::payload_elf())?;
     let build = build_id(&artifacts.payload)?;
-    let watch = Watch { plugin: PathBuf::new(), symbols, build };
+    // The trace does not say which CPUs it is of.
+    let watch = Watch { plugin: PathBuf::new(), symbols, build, tlbi: Times::Once };
     let file = File::open(path).map_err(artifacts::file("open", path))?;
     let oversight = watch.judge(file);
     let problems = oversight.problems();

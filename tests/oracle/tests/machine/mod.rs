@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use pfnguard_oracle::record::{Event, Record};
-use pfnguard_oracle::{Checker, Config, Moment, Report, Rule, Violation};
+use pfnguard_oracle::{Checker, Config, Moment, Report, Rule, Times, Violation};
 
 /// The frame of RAM that the tests are about, mapped by the host.
 pub const FRAME: u64 = 0x5_0123;
@@ -114,8 +114,13 @@ impl Machine {
     /// Returns a machine whose host maps [`FRAME`] and a device, whose guest has tables and nothing
     /// mapped, on which the host runs.
     pub fn new() -> Self {
+        Self::with_tlbi(Times::Once)
+    }
+
+    /// As [`Self::new`], with CPUs that need each invalidation so often.
+    pub fn with_tlbi(tlbi: Times) -> Self {
         let ram = 0x4000_0000..0x8000_0000;
-        let checker = Checker::new(Config { ram, windows: WINDOWS });
+        let checker = Checker::new(Config { ram, windows: WINDOWS, tlbi });
         let mut machine = Self { checker, pc: 0x4020_0000 };
         for stage2 in [HOST, GUEST] {
             // RAM is in the second GiB, the device in the first; both use the same tables below,
