@@ -3,7 +3,7 @@
 //! Order for stage 2 (Arm ARM, D8.17): stores of invalid descriptors complete (`DSB ISHST`), then
 //! everything cached by IPA goes, then (`DSB ISH` between) everything of stage 1, because entries
 //! that combine both stages need not match by IPA; `DSB ISH` waits for all CPUs. CPUs with the
-//! repeat-TLBI erratum (Arm 1286807, 2441009 and their like) get the sequence twice.
+//! repeat-TLBI erratum (Arm 1286807, 2441007, 2441009) get the sequence twice.
 
 use pfnguard_core::addr::{IpaRange, PfnRange};
 
@@ -67,23 +67,6 @@ pub enum RepeatTlbi {
     No,
     /// Some CPU has it.
     Yes,
-}
-
-/// `MIDR_EL1.Implementer` of Arm.
-const IMPLEMENTER_ARM: u64 = 0x41;
-/// `MIDR_EL1.PartNum` of Arm's cores without the erratum: Cortex-A53, A35, A55, A57, A72, A73, A75.
-const PARTS_WITHOUT_REPEAT: [u64; 7] = [0xd03, 0xd04, 0xd05, 0xd07, 0xd08, 0xd09, 0xd0a];
-
-impl RepeatTlbi {
-    /// Returns what a CPU with this `MIDR_EL1` needs: cores that are not known to be free of the
-    /// erratum get the sequence twice.
-    pub fn for_midr(midr: u64) -> Self {
-        let (implementer, part) = (midr >> 24 & 0xff, midr >> 4 & 0xfff);
-        match implementer == IMPLEMENTER_ARM && PARTS_WITHOUT_REPEAT.contains(&part) {
-            true => Self::No,
-            false => Self::Yes,
-        }
-    }
 }
 
 /// The TLBs of this machine.
@@ -424,12 +407,5 @@ mod tests {
         let range = PfnRange::new(Pfn(1), 17).unwrap();
         let ops = issued(|| El2Tlb::invalidate(&mut tlb, range));
         assert_eq!(ops, vec![Op::DsbIshst, Op::Alle2is, Op::DsbIsh, Op::Isb]);
-    }
-
-    #[test]
-    fn unknown_cores_are_assumed_to_have_the_erratum() {
-        assert_eq!(RepeatTlbi::for_midr(0x410f_d083), RepeatTlbi::No, "Cortex-A72");
-        assert_eq!(RepeatTlbi::for_midr(0x410f_d490), RepeatTlbi::Yes, "Neoverse N2");
-        assert_eq!(RepeatTlbi::for_midr(0x610f_d083), RepeatTlbi::Yes, "another implementer");
     }
 }
