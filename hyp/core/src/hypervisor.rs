@@ -5,11 +5,9 @@
 
 use core::ops::{Deref, DerefMut};
 
-use spin::mutex::TicketMutex;
-use spin::mutex::ticket::TicketMutexGuard;
-
 use crate::addr::{Pfn, PfnRange};
 use crate::error::HcallError;
+use crate::lock::{TicketMutex, TicketMutexGuard};
 use crate::machine::{El2Stage1, Features, HostStage2, Machine};
 use crate::psci::CpuTable;
 use crate::region::RegionTable;

@@ -11,7 +11,7 @@
 // In the payload `{:?}` prints nothing (`-Zfmt-debug=none`): what a person is to read is `Display`.
 #![cfg_attr(not(any(test, feature = "fake")), warn(clippy::use_debug))]
 
-#[cfg(any(test, feature = "fake"))]
+#[cfg(any(test, feature = "fake", feature = "shuttle"))]
 extern crate std;
 
 pub mod addr;
@@ -24,6 +24,7 @@ pub mod fake;
 pub mod guest;
 pub mod host;
 pub mod hypervisor;
+mod lock;
 pub mod machine;
 pub mod manifest;
 pub mod migration;
