@@ -31,13 +31,15 @@ const CHUNK: usize = size_of::<u64>();
 impl<W: Window, C: DataCache> Frames for FrameAccess<W, C> {
     fn zero(&mut self, range: PfnRange) {
         let cache = &self.cache;
-        self.window.with_range(range, WindowType::Cacheable, |start, len| {
-            // SAFETY: whole pages, mapped write-back; the hypervisor holds no references into
-            // frames that it reaches through a window.
-            unsafe { cache.zero(start.as_ptr(), len) };
-            // SAFETY: as above.
-            unsafe { cache.clean(start.as_ptr(), len) };
-        });
+        // SAFETY: whole pages, mapped write-back; the hypervisor holds no references into frames
+        // that it reaches through a window.
+        let zero = |start: NonNull<u8>, len| unsafe { cache.zero(start.as_ptr(), len) };
+        match range.pages() {
+            1 => self.window.with_page(range.start(), WindowType::Cacheable, |page| {
+                zero(page, PAGE_SIZE);
+            }),
+            _ => self.window.with_range(range, WindowType::Cacheable, zero),
+        }
     }
 
     /// Stores as Device: the only type that every region takes. No cacheable mapping is left, and
