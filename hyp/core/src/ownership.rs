@@ -81,12 +81,12 @@ pub fn host_share_guest<M: Machine>(
         return Err(HcallError::Contract);
     }
     check_target(host, &guest, vm, (pages, ipa), &features)?;
-    let lend = host.vmemmap.check_steps(pages, FrameState::HostOwned, vm, lend_step)?;
+    let lend = host.vmemmap.check_steps(pages, FrameState::HostOwned, lend_step)?;
     let old = lend.first().page_state();
 
     hand_over(cpu, &features, pages);
     guest.stage2.map(ipa.start(), pages, ram_attrs(perms), RAM_BLOCKS);
-    lend.commit(vm);
+    lend.commit();
     guest.borrowed_pages += pages.pages();
     record(cpu, vm.raw(), &pages, old, PageState::HostSharedGuest);
     Ok(Reply::NONE)
@@ -111,11 +111,11 @@ pub fn host_unshare_guest<M: Machine>(
     check_mapped(&guest, &pages, &ipa)?;
     check_tables(host, &guest, vm, guest.stage2.tables_to_unmap(ipa))?;
     let needed = FrameState::HostSharedGuest { count: 1 };
-    let give_back = host.vmemmap.check_steps(pages, needed, vm, return_step)?;
+    let give_back = host.vmemmap.check_steps(pages, needed, return_step)?;
 
     guest.stage2.unmap(ipa);
     hand_over(cpu, &features, pages);
-    give_back.commit(vm);
+    give_back.commit();
     guest.return_borrowed(pages.pages());
     record(cpu, vm.raw(), &pages, PageState::HostSharedGuest, PageState::HostOwned);
     Ok(Reply::NONE)
@@ -137,12 +137,13 @@ pub fn host_donate_guest<M: Machine>(
     let (host, mut guest) = host.with_guest(vm)?;
     guest.check_state(VmState::Active)?;
     check_target(host, &guest, vm, (pages, ipa), &features)?;
-    let donation = host.vmemmap.check(pages, FrameState::HostOwned)?;
+    let step = |state| donate_step(state, vm);
+    let donation = host.vmemmap.check_steps(pages, FrameState::HostOwned, step)?;
 
     host.stage2.unmap(pages);
     hand_over(cpu, &features, pages);
     guest.stage2.map(ipa.start(), pages, ram_attrs(Perms::ALL), RAM_BLOCKS);
-    donation.commit(FrameState::GuestOwned { vm });
+    donation.commit();
     guest.owned_pages += pages.pages();
     record(cpu, vm.raw(), &pages, PageState::HostOwned, PageState::GuestOwned);
     Ok(Reply::NONE)
@@ -165,7 +166,7 @@ pub fn host_reclaim_guest<M: Machine>(
     let (host, mut guest) = host.with_guest(vm)?;
     guest.check_state(VmState::Dying)?;
     let needed = FrameState::GuestOwned { vm };
-    let reclaim = host.vmemmap.check_steps(pages, needed, vm, reclaim_step)?;
+    let reclaim = host.vmemmap.check_steps(pages, needed, |state| reclaim_step(state, vm))?;
     let old = reclaim.first().page_state();
 
     // Pages that the guest had lent may be mapped by the host: nobody watches them being zeroed.
@@ -177,7 +178,7 @@ pub fn host_reclaim_guest<M: Machine>(
     } else {
         hand_over(cpu, &features, pages);
     }
-    reclaim.commit(vm);
+    reclaim.commit();
     guest.return_owned(pages.pages());
     record(cpu, vm.raw(), &pages, old, PageState::HostOwned);
     Ok(Reply::NONE)
@@ -278,7 +279,7 @@ pub(crate) fn return_all_borrowed<M: Machine>(
         let bound = host.regions.binding_at(id, ipa).map(|binding| binding.ipa.end());
         next = bound.unwrap_or(IpaPfn(ipa.0 + 1));
         if let FrameState::HostSharedGuest { .. } = host.vmemmap.state(leaf.pfn) {
-            return_borrowed(host, id, vm, leaf.pfn);
+            return_borrowed(host, vm, leaf.pfn);
             let longer = run.and_then(|run| run.extended_by(leaf.pfn));
             if longer.is_none() {
                 run.into_iter().for_each(&mut *give_back);
@@ -289,11 +290,11 @@ pub(crate) fn return_all_borrowed<M: Machine>(
     run.into_iter().for_each(give_back);
 }
 
-fn return_borrowed<M: Machine>(host: &mut Host<M>, id: VmId, vm: &mut Vm<M>, pfn: Pfn) {
+fn return_borrowed<M: Machine>(host: &mut Host<M>, vm: &mut Vm<M>, pfn: Pfn) {
     let page = PfnRange::single(pfn).expect("leaf past the address space: hypervisor bug");
     let needed = FrameState::HostSharedGuest { count: 1 };
-    let step = host.vmemmap.check_steps(page, needed, id, return_step);
-    step.expect("borrowed page without a count: hypervisor bug").commit(id);
+    let step = host.vmemmap.check_steps(page, needed, return_step);
+    step.expect("borrowed page without a count: hypervisor bug").commit();
     vm.return_borrowed(1);
 }
 
@@ -337,7 +338,7 @@ fn ram_attrs(perms: Perms) -> Stage2Attrs {
     Stage2Attrs { mem, perms, tags: TagAccess::Allowed }
 }
 
-fn lend_step(state: FrameState, _: VmId) -> Option<FrameState> {
+fn lend_step(state: FrameState) -> Option<FrameState> {
     match state {
         FrameState::HostOwned => Some(FrameState::HostSharedGuest { count: 1 }),
         FrameState::HostSharedGuest { count } => {
@@ -352,7 +353,7 @@ fn lend_step(state: FrameState, _: VmId) -> Option<FrameState> {
     }
 }
 
-fn return_step(state: FrameState, _: VmId) -> Option<FrameState> {
+fn return_step(state: FrameState) -> Option<FrameState> {
     match state {
         FrameState::HostSharedGuest { count: 0 | 1 } => Some(FrameState::HostOwned),
         FrameState::HostSharedGuest { count } => {
@@ -366,6 +367,10 @@ fn return_step(state: FrameState, _: VmId) -> Option<FrameState> {
         | FrameState::GuestOwned { .. }
         | FrameState::GuestSharedHost { .. } => None,
     }
+}
+
+fn donate_step(state: FrameState, vm: VmId) -> Option<FrameState> {
+    (state == FrameState::HostOwned).then_some(FrameState::GuestOwned { vm })
 }
 
 fn reclaim_step(state: FrameState, vm: VmId) -> Option<FrameState> {

@@ -4,6 +4,7 @@
 //! use freely lets a host fault choose a block without looking at every frame.
 
 mod frame;
+mod steps;
 
 use core::ops::Range;
 
@@ -11,9 +12,9 @@ use arrayvec::ArrayVec;
 
 use crate::addr::{Pfn, PfnRange};
 use crate::error::HcallError;
-use crate::vm::VmId;
 
 pub use frame::{Frame, FrameState, HostAccess};
+pub use steps::Steps;
 
 /// Most separate ranges of RAM.
 pub const MAX_BANKS: usize = 16;
@@ -81,19 +82,6 @@ pub struct Transition<'a> {
     pages: PfnRange,
     old: FrameState,
 }
-
-/// Proof that a step is possible for every frame of a range, each from its own state.
-#[derive(Debug)]
-#[must_use]
-pub struct Steps<'a> {
-    map: &'a mut Vmemmap,
-    bank: Bank,
-    pages: PfnRange,
-    step: Step,
-}
-
-/// A change of state that depends on the frame's own state; `None` where it is not possible.
-pub type Step = fn(FrameState, VmId) -> Option<FrameState>;
 
 impl Vmemmap {
     /// Returns the records needed for `banks`, which are sorted and disjoint.
@@ -220,36 +208,13 @@ impl Vmemmap {
         refusal(pfn, needed, self.state(pfn))
     }
 
-    /// Checks that `step` is possible from the state of every frame. `needed` is what a refusal
-    /// names.
-    ///
-    /// # Errors
-    /// As [`Self::check`], for the first frame where it is not.
-    pub fn check_steps(
-        &mut self,
-        pages: PfnRange,
-        needed: FrameState,
-        vm: VmId,
-        step: Step,
-    ) -> Result<Steps<'_>, HcallError> {
-        let bank = self.bank_with(&pages, needed)?;
-        let mut same = None;
-        for (pfn, frame) in pages.iter().zip(&self.frames[bank.frames(&pages)]) {
-            if same == Some(*frame) {
-                continue;
-            }
-            let found = frame.state();
-            step(found, vm).ok_or_else(|| refusal(pfn, needed, found))?;
-            same = Some(*frame);
-        }
-        Ok(Steps { map: self, bank, pages, step })
-    }
-
+    #[inline]
     fn bank_of(&self, pfn: Pfn) -> Option<&Bank> {
         self.banks.iter().find(|bank| bank.range.contains(pfn))
     }
 
     /// Finds the one bank that holds all of `pages`.
+    #[inline(always)]
     fn bank_with(&self, pages: &PfnRange, needed: FrameState) -> Result<Bank, HcallError> {
         let bank = self.bank_of(pages.start()).copied();
         let outside = bank.map_or(pages.start(), |bank| bank.range.end());
@@ -258,14 +223,18 @@ impl Vmemmap {
     }
 
     /// Counts frames of `pages` as closed to the host, or as open again.
+    #[inline]
     fn count_closed(&mut self, bank: &Bank, pages: &PfnRange, change: fn(u16, u16) -> Option<u16>) {
         let mut next = pages.start();
-        while next < pages.end() {
-            let chunk_end = Pfn(((next.0 >> CHUNK_SHIFT) + 1) << CHUNK_SHIFT);
+        loop {
+            let chunk_end = Pfn((next.0 | (CHUNK_PAGES - 1)) + 1);
             let end = chunk_end.min(pages.end());
             let by = u16::try_from(end.0 - next.0).expect("chunk of 512 pages: hypervisor bug");
             let count = &mut self.closed[bank.chunk_of(next)];
             *count = change(*count, by).expect("chunk count out of range: hypervisor bug");
+            if end == pages.end() {
+                return;
+            }
             next = end;
         }
     }
@@ -274,7 +243,7 @@ impl Vmemmap {
     /// nothing for lending and taking back.
     #[inline]
     fn account(&mut self, bank: &Bank, pages: &PfnRange, old: FrameState, new: FrameState) {
-        if changes_access(old, new) || old.is_hyp() != new.is_hyp() {
+        if old.host_access() != new.host_access() || old.is_hyp() != new.is_hyp() {
             self.recount(bank, pages, old, new);
         }
     }
@@ -285,10 +254,12 @@ impl Vmemmap {
             (Closed::Yes, Closed::No) => self.count_closed(bank, pages, u16::checked_sub),
             (Closed::No, Closed::No) | (Closed::Yes, Closed::Yes) => {}
         }
-        let lost = if old.is_hyp() { pages.pages() } else { 0 };
-        let won = if new.is_hyp() { pages.pages() } else { 0 };
-        let kept = self.hyp_pages.checked_sub(lost).expect("hyp page underflow: hypervisor bug");
-        self.hyp_pages = kept + won;
+        let hyp_pages = match (old.is_hyp(), new.is_hyp()) {
+            (true, false) => self.hyp_pages.checked_sub(pages.pages()),
+            (false, true) => self.hyp_pages.checked_add(pages.pages()),
+            (true, true) | (false, false) => return,
+        };
+        self.hyp_pages = hyp_pages.expect("hyp page count out of range: hypervisor bug");
     }
 }
 
@@ -344,48 +315,6 @@ impl Transition<'_> {
         self.map.frames[self.records].fill(Frame::new(new));
         self.map.account(&self.bank, &self.pages, self.old, new);
     }
-}
-
-impl Steps<'_> {
-    /// Returns the state of the first frame before the step.
-    pub fn first(&self) -> FrameState {
-        self.map.frames[self.bank.frames(&self.pages)]
-            .first()
-            .map_or(FrameState::NoPage, |frame| frame.state())
-    }
-
-    /// Returns whether the host may now use any of the frames.
-    pub fn any_open(&self) -> bool {
-        let frames = &self.map.frames[self.bank.frames(&self.pages)];
-        frames.iter().any(|frame| frame.state().host_access() != HostAccess::None)
-    }
-
-    /// Takes the step for every frame, a run of equal records at a time.
-    pub fn commit(self, vm: VmId) {
-        let mut rest = Some(self.pages);
-        while let Some(pages) = rest {
-            let frames = &mut self.map.frames[self.bank.frames(&pages)];
-            let (old, length) = first_run(frames);
-            let new = (self.step)(old, vm).expect("unchecked step: hypervisor bug");
-            frames[..length].fill(Frame::new(new));
-            let length = u64::try_from(length).expect("at most one call's pages: hypervisor bug");
-            let run = PfnRange::new(pages.start(), length).expect("part of a range");
-            self.map.account(&self.bank, &run, old, new);
-            rest = PfnRange::new(run.end(), pages.pages() - length);
-        }
-    }
-}
-
-/// Returns the state of the first frame, and how many in a row have the same record.
-fn first_run(frames: &[Frame]) -> (FrameState, usize) {
-    let first = frames.first().copied().expect("ranges are not empty");
-    let length = frames.iter().take_while(|frame| **frame == first).count();
-    (first.state(), length)
-}
-
-#[inline]
-fn changes_access(old: FrameState, new: FrameState) -> bool {
-    old.host_access() != new.host_access()
 }
 
 #[cold]

@@ -6,6 +6,7 @@ use pfnguard_shared::vm::PageState;
 
 use super::*;
 use crate::hypervisor::MAX_VMS;
+use crate::vm::VmId;
 
 fn range(first: u64, pages: u64) -> PfnRange {
     PfnRange::new(Pfn(first), pages).unwrap()
