@@ -119,41 +119,55 @@ impl HardwareTlb {
         Self { range, repeat }
     }
 
+    /// Issues the sequence for a stage 2 as often as this machine needs it. What to issue is
+    /// decided once.
     fn sequence_stage2(self, scope: Stage2Scope) {
         match scope {
-            Stage2Scope::Leaves { range, stride } if range.pages() / stride <= MAX_SINGLE => {
-                let mut page = range.start().0;
-                while page < range.end().0 {
-                    issue(Op::Ipas2e1is(page));
-                    page += stride;
-                }
-                Self::finish_by_ipa();
+            Stage2Scope::Leaves { range, stride } if range.pages() <= stride => {
+                self.repeated(|| Self::by_ipa(|| issue(Op::Ipas2e1is(range.start().0))));
+            }
+            Stage2Scope::Leaves { range, stride } if range.pages() <= MAX_SINGLE * stride => {
+                self.repeated(|| Self::by_ipa(|| each_leaf(range, stride)));
             }
             Stage2Scope::Leaves { range, .. } if self.has_range_for(range.pages()) => {
                 let (start, pages) = (range.start().0, range.pages());
-                for_each_range(start, pages, Op::Ripas2e1is, Op::Ipas2e1is);
-                Self::finish_by_ipa();
+                let ranges = || for_each_range(start, pages, Op::Ripas2e1is, Op::Ipas2e1is);
+                self.repeated(|| Self::by_ipa(ranges));
             }
-            Stage2Scope::Leaves { .. } | Stage2Scope::Vmid => issue(Op::Vmalls12e1is),
+            Stage2Scope::Leaves { .. } | Stage2Scope::Vmid => self.repeated(|| {
+                issue(Op::Vmalls12e1is);
+                issue(Op::DsbIsh);
+            }),
         }
-        issue(Op::DsbIsh);
     }
 
     /// Then all of stage 1: by IPA may leave entries that combine both stages.
-    fn finish_by_ipa() {
+    #[inline(always)]
+    fn by_ipa(leaves: impl Fn()) {
+        leaves();
         issue(Op::DsbIsh);
         issue(Op::Vmalle1is);
+        issue(Op::DsbIsh);
     }
 
     fn sequence_el2(self, range: PfnRange) {
         let (start, pages) = (range.start().0, range.pages());
-        if pages <= MAX_SINGLE {
-            (start..range.end().0).for_each(|page| issue(Op::Vae2is(page)));
+        if pages == 1 {
+            self.repeated(|| Self::by_address(|| issue(Op::Vae2is(start))));
+        } else if pages <= MAX_SINGLE {
+            let each = || (start..range.end().0).for_each(|page| issue(Op::Vae2is(page)));
+            self.repeated(|| Self::by_address(each));
         } else if self.has_range_for(pages) {
-            for_each_range(start, pages, Op::Rvae2is, Op::Vae2is);
+            let ranges = || for_each_range(start, pages, Op::Rvae2is, Op::Vae2is);
+            self.repeated(|| Self::by_address(ranges));
         } else {
-            issue(Op::Alle2is);
+            self.repeated(|| Self::by_address(|| issue(Op::Alle2is)));
         }
+    }
+
+    #[inline(always)]
+    fn by_address(addresses: impl Fn()) {
+        addresses();
         issue(Op::DsbIsh);
     }
 
@@ -164,6 +178,7 @@ impl HardwareTlb {
         }
     }
 
+    #[inline(always)]
     fn repeated(self, sequence: impl Fn()) {
         sequence();
         match self.repeat {
@@ -187,7 +202,7 @@ impl Stage2Tlb for HardwareTlb {
         let current = selected();
         if current.vttbr >> VMID_SHIFT == regs.vttbr >> VMID_SHIFT {
             issue(Op::DsbIshst);
-            self.repeated(|| self.sequence_stage2(scope));
+            self.sequence_stage2(scope);
         } else {
             // What the host's profiling and trace still hold belongs through the host's stage 2.
             barrier::drain_profiling();
@@ -195,7 +210,7 @@ impl Stage2Tlb for HardwareTlb {
             issue(Op::DsbIsh);
             issue(Op::Select(regs));
             issue(Op::Isb);
-            self.repeated(|| self.sequence_stage2(scope));
+            self.sequence_stage2(scope);
             issue(Op::Select(current));
         }
         issue(Op::Isb);
@@ -210,8 +225,18 @@ impl El2Tlb for HardwareTlb {
 
     fn invalidate(&mut self, range: PfnRange) {
         issue(Op::DsbIshst);
-        self.repeated(|| self.sequence_el2(range));
+        self.sequence_el2(range);
         issue(Op::Isb);
+    }
+}
+
+/// Covers `range` with single operations, one for each leaf of `stride` pages.
+#[inline(always)]
+fn each_leaf(range: IpaRange, stride: u64) {
+    let mut page = range.start().0;
+    while page < range.end().0 {
+        issue(Op::Ipas2e1is(page));
+        page += stride;
     }
 }
 
