@@ -156,7 +156,18 @@ impl TablePool {
     /// # Safety
     ///
     /// TLB maintenance must have completed since the tables were unlinked.
+    #[inline]
     pub unsafe fn recycle(&self) {
+        if self.has_pending() {
+            // SAFETY: the caller's promise.
+            unsafe { self.recycle_pending() };
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Self::recycle`].
+    unsafe fn recycle_pending(&self) {
         while let Some(addr) = self.pending.pop(self.map) {
             // SAFETY: the page is the pool's; no walker uses it any more (caller).
             unsafe { zero_page(self.map.pointer(addr)) };

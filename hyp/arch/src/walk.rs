@@ -8,7 +8,7 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use aarch64_paging::descriptor::Stage2Attributes;
-use pfnguard_core::addr::PhysAddr;
+use pfnguard_core::addr::{Pfn, PhysAddr};
 use pfnguard_shared::PAGE_SHIFT;
 
 use crate::pool::{PhysMap, to_usize};
@@ -21,6 +21,8 @@ pub(crate) const MID_LEVEL: u32 = 2;
 pub(crate) const BIG_LEVEL: u32 = 1;
 /// Address bits that one level resolves with a 4 KiB granule.
 const BITS_PER_LEVEL: u32 = 9;
+/// Mask of an index in a table.
+const INDEX: u64 = (1 << BITS_PER_LEVEL) - 1;
 /// Descriptor is valid (Arm ARM, D8.3).
 const VALID: u64 = 1 << 0;
 /// Descriptor is a table (levels 0 to 2) or a page (level 3).
@@ -92,6 +94,11 @@ impl Entry {
         PhysAddr(self.bits & ADDRESS)
     }
 
+    /// Returns it as a run of one leaf.
+    pub(crate) const fn run(&self) -> Run {
+        Run { first: self.first, past: self.end(), stride: self.pages() }
+    }
+
     /// Returns the attribute bits of a stage-2 leaf, without the one that tells pages from blocks.
     pub(crate) fn stage2_attributes(&self) -> Stage2Attributes {
         let bits = self.bits & !ADDRESS & !TABLE_OR_PAGE;
@@ -105,6 +112,8 @@ pub(crate) struct Walk {
     map: PhysMap,
     root: PhysAddr,
     level: u32,
+    /// [`shift_at`] of `level`: every walk begins with it.
+    shift: u32,
 }
 
 impl Walk {
@@ -115,7 +124,7 @@ impl Walk {
     /// While the walker is used, `root` and every table below it must be mapped through `map` and
     /// written by nobody else.
     pub(crate) const unsafe fn new(map: PhysMap, root: PhysAddr, level: u32) -> Self {
-        Self { map, root, level }
+        Self { map, root, level, shift: shift_at(level) }
     }
 
     /// Returns the last descriptor on the way to `page`: a leaf, or an invalid one.
@@ -127,11 +136,20 @@ impl Walk {
     /// Returns the descriptor for `page` at `level`, or the last one on the way to it.
     #[inline]
     pub(crate) fn above(&self, page: u64, level: u32) -> Entry {
-        let mut entry = self.read(self.root, self.level, page);
-        while entry.level < level && entry.is_table() {
-            entry = self.read(entry.output(), entry.level + 1, page);
+        let (mut table, mut at, mut shift) = (self.root, self.level, self.shift);
+        loop {
+            // Tables are page aligned: the index goes into zero bits.
+            let offset = (page.wrapping_shr(shift) & INDEX) * DESCRIPTOR_BYTES;
+            let slot = PhysAddr(table.0 | offset);
+            let bits = self.descriptor(slot).get(0);
+            if at >= level || bits & (VALID | TABLE_OR_PAGE) != VALID | TABLE_OR_PAGE {
+                let first = page & u64::MAX.wrapping_shl(shift);
+                return Entry { level: at, bits, first, slot };
+            }
+            table = PhysAddr(bits & ADDRESS);
+            at += 1;
+            shift = shift.wrapping_sub(BITS_PER_LEVEL);
         }
-        entry
     }
 
     /// Returns the first page of `first..past` that has a leaf.
@@ -140,24 +158,53 @@ impl Walk {
         while page < past {
             let entry = self.above(page, MID_LEVEL);
             let end = entry.end().min(past);
-            if entry.is_leaf() {
-                return Some(page);
-            }
-            if entry.is_table() {
-                let pages = self.pages_of(&entry, page, end);
-                if let Some(index) = pages.position(|descriptor| descriptor & VALID != 0) {
-                    return Some(page + index);
-                }
+            let leaf = self.first_leaf_of(&entry, page, end);
+            if leaf.is_some() {
+                return leaf;
             }
             page = end;
         }
         None
     }
 
+    /// Returns the first page of `first..past`, which `entry` covers down to level 2, that has a
+    /// leaf.
+    #[inline(always)]
+    pub(crate) fn first_leaf_of(&self, entry: &Entry, first: u64, past: u64) -> Option<u64> {
+        if entry.is_table() {
+            let pages = self.pages_of(entry, first, past);
+            let index = pages.position(|descriptor| descriptor & VALID != 0)?;
+            return Some(first + index);
+        }
+        entry.is_valid().then_some(first)
+    }
+
+    /// Returns the first page of `first..past`, which `entry` covers down to level 2, that does
+    /// not lead to its frame: the first to `frame`, the others to those that follow.
+    #[inline(always)]
+    pub(crate) fn first_elsewhere(
+        &self,
+        entry: &Entry,
+        (first, past): (u64, u64),
+        frame: Pfn,
+    ) -> Option<u64> {
+        if entry.is_table() {
+            let pages = self.pages_of(entry, first, past);
+            let mut expected = frame.0 << PAGE_SHIFT | VALID;
+            let index = pages.position(|descriptor| {
+                let differs = descriptor & (ADDRESS | VALID) != expected;
+                expected += 1 << PAGE_SHIFT;
+                differs
+            })?;
+            return Some(first + index);
+        }
+        let leads = entry.is_valid() && entry.output().pfn().0 + (first - entry.first) == frame.0;
+        (!leads).then_some(first)
+    }
+
     /// Makes `entry`, which is invalid, a block with the given descriptor.
     pub(crate) fn set_block(&self, entry: &Entry, bits: u64) {
-        let slot = self.pages_of_one(entry);
-        slot.replace(0, |descriptor| {
+        self.descriptor(entry.slot).replace(0, |descriptor| {
             assert!(
                 descriptor == 0,
                 "a block over descriptor {descriptor:#x} in use: hypervisor bug"
@@ -168,6 +215,7 @@ impl Walk {
 
     /// Makes the descriptors for `first..past` in the level-3 table behind `entry`, all of them
     /// invalid, pages: the first with descriptor `bits`, the others with the frames that follow.
+    #[inline(always)]
     pub(crate) fn set_pages(&self, entry: &Entry, first: u64, past: u64, bits: u64) {
         let pages = self.pages_of(entry, first, past);
         let mut bits = bits;
@@ -185,7 +233,7 @@ impl Walk {
 
     /// Makes a leaf invalid.
     pub(crate) fn clear(&self, entry: &Entry) {
-        self.pages_of_one(entry).replace(0, |_| 0);
+        self.descriptor(entry.slot).replace(0, |_| 0);
     }
 
     /// Makes the descriptors for `first..past` in the level-3 table behind `entry` invalid, and
@@ -210,22 +258,14 @@ impl Walk {
     fn pages_of(&self, entry: &Entry, first: u64, past: u64) -> Descriptors {
         let table = self.map.pointer(entry.output()).cast::<u64>();
         // SAFETY: the index is below 512, so the descriptor is inside the table page.
-        let start = unsafe { table.add(to_usize(index(first, PAGE_LEVEL))) };
+        let start = unsafe { table.add(to_usize(first & INDEX)) };
         Descriptors { start, len: past - first }
     }
 
-    /// Returns the descriptor of `entry` itself.
+    /// Returns the descriptor at `slot`.
     #[inline]
-    fn pages_of_one(&self, entry: &Entry) -> Descriptors {
-        Descriptors { start: self.map.pointer(entry.slot).cast(), len: 1 }
-    }
-
-    #[inline]
-    fn read(&self, table: PhysAddr, level: u32, page: u64) -> Entry {
-        let slot = PhysAddr(table.0 + index(page, level) * DESCRIPTOR_BYTES);
-        let first = page & !(pages_at(level) - 1);
-        let descriptor = Descriptors { start: self.map.pointer(slot).cast(), len: 1 };
-        Entry { level, bits: descriptor.get(0), first, slot }
+    fn descriptor(&self, slot: PhysAddr) -> Descriptors {
+        Descriptors { start: self.map.pointer(slot).cast(), len: 1 }
     }
 }
 
@@ -257,7 +297,7 @@ impl Descriptors {
 
     /// Returns the index of the first descriptor that `wanted` accepts.
     #[inline]
-    fn position(&self, wanted: impl Fn(u64) -> bool) -> Option<u64> {
+    fn position(&self, mut wanted: impl FnMut(u64) -> bool) -> Option<u64> {
         (0..self.len).find(|index| wanted(self.get(*index)))
     }
 }
@@ -271,9 +311,4 @@ pub(crate) struct Run {
     pub(crate) past: u64,
     /// Pages of the smallest leaf.
     pub(crate) stride: u64,
-}
-
-/// Returns the index in a table of `level` of the descriptor for `page`.
-const fn index(page: u64, level: u32) -> u64 {
-    page.wrapping_shr(shift_at(level)) & ((1 << BITS_PER_LEVEL) - 1)
 }

@@ -20,7 +20,7 @@ use pfnguard_shared::manifest::BlockSizes;
 use crate::addr::{IpaPfn, IpaRange, Pfn, PfnRange, PhysAddr};
 use crate::machine::{
     Clock, El2Stage1, Firmware, Frames, GuestExit, GuestLeaf, GuestStage2, HostStage2, Machine,
-    RegisterWidth, Stage2Attrs, Vmid, World,
+    PlannedMap, PlannedUnmap, RegisterWidth, Stage2Attrs, Vmid, World,
 };
 use crate::vcpu::VcpuContext;
 
@@ -173,7 +173,60 @@ fn length(count: usize) -> u64 {
     u64::try_from(count).expect("usize is 64 bits at most")
 }
 
+/// A checked mapping of the fake.
+#[derive(Debug)]
+pub struct FakeMap<'a>(&'a mut FakeGuest, IpaPfn, PfnRange, BlockSizes);
+
+impl PlannedMap for FakeMap<'_> {
+    fn tables(&self) -> u64 {
+        self.0.tables_to_map(self.1, self.2, self.3)
+    }
+
+    fn commit(self, attrs: Stage2Attrs) {
+        self.0.map(self.1, self.2, attrs, self.3);
+    }
+}
+
+/// A checked removal of the fake.
+#[derive(Debug)]
+pub struct FakeUnmap<'a>(&'a mut FakeGuest, IpaRange);
+
+impl PlannedUnmap for FakeUnmap<'_> {
+    fn tables(&self) -> u64 {
+        self.0.tables_to_unmap(self.1)
+    }
+
+    fn commit(self) {
+        self.0.unmap(self.1);
+    }
+}
+
 impl GuestStage2 for FakeGuest {
+    type Map<'a> = FakeMap<'a>;
+    type Unmap<'a> = FakeUnmap<'a>;
+
+    fn plan_map(
+        &mut self,
+        ipa: IpaPfn,
+        pfns: PfnRange,
+        blocks: BlockSizes,
+    ) -> Result<FakeMap<'_>, IpaPfn> {
+        let range = IpaRange::new(ipa, pfns.pages()).expect("guest map past the address space");
+        match self.first_mapped(range) {
+            Some(mapped) => Err(mapped),
+            None => Ok(FakeMap(self, ipa, pfns, blocks)),
+        }
+    }
+
+    fn plan_unmap(&mut self, ipa: IpaPfn, pfns: PfnRange) -> Result<FakeUnmap<'_>, IpaPfn> {
+        let range = IpaRange::new(ipa, pfns.pages()).expect("guest unmap past the address space");
+        let leads = |(ipa, pfn): &(IpaPfn, Pfn)| self.lookup(*ipa).is_some_and(|l| l.pfn == *pfn);
+        match range.iter().zip(pfns.iter()).find(|page| !leads(page)) {
+            Some((elsewhere, _)) => Err(elsewhere),
+            None => Ok(FakeUnmap(self, range)),
+        }
+    }
+
     fn add_tables(&mut self, range: PfnRange) {
         self.pool.extend(range.iter());
     }

@@ -99,8 +99,57 @@ pub struct GuestLeaf {
     pub attrs: Stage2Attrs,
 }
 
+/// A mapping of guest pages that was checked: making it cannot fail once the pool covers
+/// [`Self::tables`].
+#[must_use]
+pub trait PlannedMap {
+    /// Returns the most table pages that it takes.
+    fn tables(&self) -> u64;
+
+    /// Makes it.
+    fn commit(self, attrs: Stage2Attrs);
+}
+
+/// A removal of guest pages that was checked: it cannot fail once the pool covers
+/// [`Self::tables`].
+#[must_use]
+pub trait PlannedUnmap {
+    /// Returns the most table pages that it takes (splitting of blocks).
+    fn tables(&self) -> u64;
+
+    /// Removes the translations, with the TLB's as [`GuestStage2::unmap`] does.
+    fn commit(self);
+}
+
 /// A guest's stage 2 with its pool of table pages.
 pub trait GuestStage2: Send {
+    /// What [`Self::plan_map`] found: nothing changes while it lives.
+    type Map<'a>: PlannedMap
+    where
+        Self: 'a;
+
+    /// What [`Self::plan_unmap`] found: nothing changes while it lives.
+    type Unmap<'a>: PlannedUnmap
+    where
+        Self: 'a;
+
+    /// Checks that nothing is mapped where `pfns` are to be, from `ipa` on.
+    ///
+    /// # Errors
+    /// The first page that is mapped.
+    fn plan_map(
+        &mut self,
+        ipa: IpaPfn,
+        pfns: PfnRange,
+        blocks: BlockSizes,
+    ) -> Result<Self::Map<'_>, IpaPfn>;
+
+    /// Checks that the pages from `ipa` on lead to `pfns`, each to its own.
+    ///
+    /// # Errors
+    /// The first page that does not.
+    fn plan_unmap(&mut self, ipa: IpaPfn, pfns: PfnRange) -> Result<Self::Unmap<'_>, IpaPfn>;
+
     /// Adds `range` (the hypervisor's, mapped at EL2, zero) to the pool.
     fn add_tables(&mut self, range: PfnRange);
 

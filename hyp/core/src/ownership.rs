@@ -27,9 +27,10 @@ use crate::dispatch::Reply;
 use crate::error::HcallError;
 use crate::hypervisor::{Cpu, Host, Hyp, Unlocked};
 use crate::machine::{
-    Clock, El2Stage1, Features, Frames, GuestStage2, HostStage2, Machine, Stage2Attrs, Stage2Type,
-    TagAccess,
+    Clock, El2Stage1, Features, Frames, GuestStage2, HostStage2, Machine, PlannedMap, PlannedUnmap,
+    Stage2Attrs, Stage2Type, TagAccess,
 };
+use crate::region::RegionTable;
 use crate::trace::Event;
 use crate::vm::{Vm, VmId};
 use crate::vmemmap::{FrameState, Transition};
@@ -76,16 +77,17 @@ pub fn host_share_guest<M: Machine>(
     let features = *door.hypervisor().features();
     let mut host = door.lock_host();
     let (host, mut guest) = host.with_guest(vm)?;
+    let guest = &mut *guest;
     guest.check_state(VmState::Active)?;
     if guest.contract.contains(ContractFlags::PROTECTED) {
         return Err(HcallError::Contract);
     }
-    check_target(host, &guest, vm, (pages, ipa), &features)?;
+    let map = check_target(&host.regions, &mut guest.stage2, vm, (pages, ipa), &features)?;
     let lend = host.vmemmap.check_steps(pages, FrameState::HostOwned, lend_step)?;
     let old = lend.first().page_state();
 
     hand_over(cpu, &features, pages);
-    guest.stage2.map(ipa.start(), pages, ram_attrs(perms), RAM_BLOCKS);
+    map.commit(ram_attrs(perms));
     lend.commit();
     guest.borrowed_pages += pages.pages();
     record(cpu, vm.raw(), &pages, old, PageState::HostSharedGuest);
@@ -106,14 +108,17 @@ pub fn host_unshare_guest<M: Machine>(
     let features = *door.hypervisor().features();
     let mut host = door.lock_host();
     let (host, mut guest) = host.with_guest(vm)?;
+    let guest = &mut *guest;
     guest.check_state(VmState::Active)?;
     check_limit(&ipa, &features)?;
-    check_mapped(&guest, &pages, &ipa)?;
-    check_tables(host, &guest, vm, guest.stage2.tables_to_unmap(ipa))?;
+    let left = host.regions.tables_left(vm, guest.stage2.tables_free());
+    let unmap = guest.stage2.plan_unmap(ipa.start(), pages);
+    let unmap = unmap.map_err(|page| not_mapped(&pages, &ipa, page))?;
+    check_tables(unmap.tables(), left)?;
     let needed = FrameState::HostSharedGuest { count: 1 };
     let give_back = host.vmemmap.check_steps(pages, needed, return_step)?;
 
-    guest.stage2.unmap(ipa);
+    unmap.commit();
     hand_over(cpu, &features, pages);
     give_back.commit();
     guest.return_borrowed(pages.pages());
@@ -135,14 +140,15 @@ pub fn host_donate_guest<M: Machine>(
     let features = *door.hypervisor().features();
     let mut host = door.lock_host();
     let (host, mut guest) = host.with_guest(vm)?;
+    let guest = &mut *guest;
     guest.check_state(VmState::Active)?;
-    check_target(host, &guest, vm, (pages, ipa), &features)?;
+    let map = check_target(&host.regions, &mut guest.stage2, vm, (pages, ipa), &features)?;
     let step = |state| donate_step(state, vm);
     let donation = host.vmemmap.check_steps(pages, FrameState::HostOwned, step)?;
 
     host.stage2.unmap(pages);
     hand_over(cpu, &features, pages);
-    guest.stage2.map(ipa.start(), pages, ram_attrs(Perms::ALL), RAM_BLOCKS);
+    map.commit(ram_attrs(Perms::ALL));
     donation.commit();
     guest.owned_pages += pages.pages();
     record(cpu, vm.raw(), &pages, PageState::HostOwned, PageState::GuestOwned);
@@ -389,19 +395,23 @@ fn reclaim_step(state: FrameState, vm: VmId) -> Option<FrameState> {
 
 /// Checks that `ipa` can take new RAM: in range, occupied by nothing, table memory for the worst
 /// case.
-fn check_target<M: Machine>(
-    host: &Host<M>,
-    guest: &Vm<M>,
+#[inline(always)]
+fn check_target<'a, G: GuestStage2>(
+    regions: &RegionTable,
+    stage2: &'a mut G,
     vm: VmId,
     (pages, ipa): (PfnRange, IpaRange),
     features: &Features,
-) -> Result<(), HcallError> {
+) -> Result<G::Map<'a>, HcallError> {
     check_limit(&ipa, features)?;
-    let mapped = guest.stage2.first_mapped(ipa);
-    if let Some(ipa) = mapped.or_else(|| host.regions.first_bound(vm, &ipa)) {
+    let left = regions.tables_left(vm, stage2.tables_free());
+    let map = stage2.plan_map(ipa.start(), pages, RAM_BLOCKS);
+    let map = map.map_err(|ipa| HcallError::IpaOccupied { ipa })?;
+    if let Some(ipa) = regions.first_bound(vm, &ipa) {
         return Err(HcallError::IpaOccupied { ipa });
     }
-    check_tables(host, guest, vm, guest.stage2.tables_to_map(ipa.start(), pages, RAM_BLOCKS))
+    check_tables(map.tables(), left)?;
+    Ok(map)
 }
 
 fn check_limit(ipa: &IpaRange, features: &Features) -> Result<(), HcallError> {
@@ -412,29 +422,17 @@ fn check_limit(ipa: &IpaRange, features: &Features) -> Result<(), HcallError> {
     Ok(())
 }
 
-fn check_tables<M: Machine>(
-    host: &Host<M>,
-    guest: &Vm<M>,
-    vm: VmId,
-    needed: u64,
-) -> Result<(), HcallError> {
-    let left = host.regions.tables_left(vm, guest.stage2.tables_free());
+fn check_tables(needed: u64, left: u64) -> Result<(), HcallError> {
     if needed > left {
         return Err(HcallError::NoTables { needed, left });
     }
     Ok(())
 }
 
-fn check_mapped<M: Machine>(
-    guest: &Vm<M>,
-    pages: &PfnRange,
-    ipa: &IpaRange,
-) -> Result<(), HcallError> {
-    for (pfn, ipa) in pages.iter().zip(ipa.iter()) {
-        let leaf = guest.stage2.lookup(ipa);
-        leaf.filter(|leaf| leaf.pfn == pfn).ok_or(HcallError::NotMapped { pfn, ipa })?;
-    }
-    Ok(())
+/// The refusal for `page` of `ipa`, which does not lead to its frame of `pages`.
+#[cold]
+fn not_mapped(pages: &PfnRange, ipa: &IpaRange, page: IpaPfn) -> HcallError {
+    HcallError::NotMapped { pfn: Pfn(pages.start().0 + (page.0 - ipa.start().0)), ipa: page }
 }
 
 /// Returns the frame behind a page that a running guest names.

@@ -3,10 +3,10 @@
 use core::mem::ManuallyDrop;
 
 use pfnguard_core::addr::{IpaPfn, IpaRange, Pfn, PfnRange};
-use pfnguard_core::machine::{GuestLeaf, GuestStage2, Stage2Attrs, Vmid};
+use pfnguard_core::machine::{GuestLeaf, GuestStage2, PlannedMap, PlannedUnmap, Stage2Attrs, Vmid};
 use pfnguard_shared::manifest::BlockSizes;
 
-use super::{Plan, Stage2Config, Tables, Vtcr, scope};
+use super::{Plan, Stage2Config, Tables, Vacancy, Vtcr, scope};
 use crate::pool::TablePool;
 use crate::tlb::{Stage2Regs, Stage2Scope, Stage2Tlb};
 use crate::walk::{BIG_LEVEL, Entry, MID_LEVEL, Walk, pages_at};
@@ -68,14 +68,52 @@ impl<T: Stage2Tlb> GuestTables<T> {
         self.tables.walk()
     }
 
-    /// Returns the blocks that reach out of `first..past`: below, and above.
-    fn cut_blocks(&self, first: u64, past: u64) -> [Option<Entry>; 2] {
+    /// Returns what covers the ends of `first..past`, down to level 2.
+    #[inline(always)]
+    fn ends(&self, first: u64, past: u64) -> Ends {
         let walk = self.walk();
-        let start = walk.find(first);
-        let end = if start.end() >= past { start } else { walk.find(past - 1) };
-        let below = (start.is_leaf() && start.first < first).then_some(start);
-        let above = (end.is_leaf() && end.end() > past).then_some(end);
-        [below, above]
+        let start = walk.above(first, MID_LEVEL);
+        let last = if start.end() >= past { start } else { walk.above(past - 1, MID_LEVEL) };
+        Ends { first, past, start, last }
+    }
+
+    /// Returns the first page from `page` on that does not lead to its frame, where `first..past`
+    /// are to lead to `pfns`. Out of line: a single page does not get here.
+    #[inline(never)]
+    fn first_elsewhere(
+        &self,
+        (first, past): (u64, u64),
+        page: u64,
+        pfns: &PfnRange,
+    ) -> Option<u64> {
+        let walk = self.walk();
+        let mut page = page;
+        while page < past {
+            let entry = walk.above(page, MID_LEVEL);
+            let end = entry.end().min(past);
+            let frame = Pfn(pfns.start().0 + (page - first));
+            let elsewhere = walk.first_elsewhere(&entry, (page, end), frame);
+            if elsewhere.is_some() {
+                return elsewhere;
+            }
+            page = end;
+        }
+        None
+    }
+
+    /// Removes all translations between `ends`.
+    #[inline(always)]
+    fn remove(&mut self, ends: Ends) {
+        let run = self.tables.erase_leaves_from(&ends.start, ends.first, ends.past);
+        let Some(run) = run else { return };
+        self.tlb.invalidate(self.regs, scope(run));
+        // SAFETY: the only tables freed since the last maintenance lay in the run.
+        unsafe { self.tables.recycle() };
+        if ends.cut_blocks() {
+            self.restore(ends.below(), Side::Below, ends.first);
+            self.restore(ends.above(), Side::Above, ends.past);
+            self.tlb.publish();
+        }
     }
 
     /// Maps what is left of `block` in `first..past` as before.
@@ -92,6 +130,102 @@ impl<T: Stage2Tlb> GuestTables<T> {
     }
 }
 
+/// The ends of a range that is about to be unmapped, and what covers them down to level 2.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    /// First page.
+    first: u64,
+    /// First page past the last.
+    past: u64,
+    /// What covers the first page.
+    start: Entry,
+    /// What covers the last page.
+    last: Entry,
+}
+
+impl Ends {
+    /// Returns whether a block reaches out of the range.
+    #[inline]
+    fn cut_blocks(&self) -> bool {
+        self.below().is_some() || self.above().is_some()
+    }
+
+    /// Returns the block that reaches out at the low end.
+    #[inline]
+    fn below(&self) -> Option<Entry> {
+        (self.start.is_leaf() && self.start.first < self.first).then_some(self.start)
+    }
+
+    /// Returns the block that reaches out at the high end.
+    #[inline]
+    fn above(&self) -> Option<Entry> {
+        (self.last.is_leaf() && self.last.end() > self.past).then_some(self.last)
+    }
+
+    /// Returns the most tables that what stays of cut blocks takes.
+    #[inline]
+    fn tables(&self) -> u64 {
+        if self.cut_blocks() { self.split_tables() } else { 0 }
+    }
+
+    fn split_tables(&self) -> u64 {
+        let (below, above) = (self.below(), self.above());
+        let same_block = below.is_some() && below == above;
+        let piece = |cut: u64| cut / pages_at(MID_LEVEL);
+        let page_tables = |block: Option<Entry>, cut: u64| {
+            let cut_inside = !cut.is_multiple_of(pages_at(MID_LEVEL));
+            u64::from(block.is_some_and(|block| block.level == BIG_LEVEL) && cut_inside)
+        };
+        let blocks = u64::from(below.is_some()) + u64::from(above.is_some() && !same_block);
+        let (low, high) = (page_tables(below, self.first), page_tables(above, self.past));
+        match same_block && piece(self.first) == piece(self.past) {
+            true => blocks + low.max(high),
+            false => blocks + low + high,
+        }
+    }
+}
+
+/// A checked mapping, with what the check found.
+pub struct GuestMap<'a, T> {
+    stage2: &'a mut GuestTables<T>,
+    plan: Plan,
+    vacancy: Vacancy,
+}
+
+impl<T: Stage2Tlb> PlannedMap for GuestMap<'_, T> {
+    /// Exact.
+    #[inline(always)]
+    fn tables(&self) -> u64 {
+        self.vacancy.tables
+    }
+
+    #[inline(always)]
+    fn commit(self, attrs: Stage2Attrs) {
+        let Self { stage2, plan, vacancy } = self;
+        let bits = stage2.config.encoding.encode(attrs).expect("attributes were checked");
+        plan.apply_from(&vacancy.start, &mut stage2.tables, bits);
+        stage2.tlb.publish();
+    }
+}
+
+/// A checked removal, with what the check found.
+pub struct GuestUnmap<'a, T> {
+    stage2: &'a mut GuestTables<T>,
+    ends: Ends,
+}
+
+impl<T: Stage2Tlb> PlannedUnmap for GuestUnmap<'_, T> {
+    #[inline(always)]
+    fn tables(&self) -> u64 {
+        self.ends.tables()
+    }
+
+    #[inline(always)]
+    fn commit(self) {
+        self.stage2.remove(self.ends);
+    }
+}
+
 /// Which part of a split block stays.
 #[derive(Clone, Copy, Debug)]
 enum Side {
@@ -100,6 +234,45 @@ enum Side {
 }
 
 impl<T: Stage2Tlb> GuestStage2 for GuestTables<T> {
+    type Map<'a>
+        = GuestMap<'a, T>
+    where
+        T: 'a;
+    type Unmap<'a>
+        = GuestUnmap<'a, T>
+    where
+        T: 'a;
+
+    #[inline(always)]
+    fn plan_map(
+        &mut self,
+        ipa: IpaPfn,
+        pfns: PfnRange,
+        blocks: BlockSizes,
+    ) -> Result<GuestMap<'_, T>, IpaPfn> {
+        let (first, past) = (ipa.0, ipa.0 + pfns.pages());
+        assert!(past <= self.limit, "{ipa} is past the address space: hypervisor bug");
+        let plan = Plan { first, past, pfn: pfns.start().0, blocks };
+        let vacancy = plan.survey(&self.walk()).map_err(IpaPfn)?;
+        Ok(GuestMap { stage2: self, plan, vacancy })
+    }
+
+    #[inline(always)]
+    fn plan_unmap(&mut self, ipa: IpaPfn, pfns: PfnRange) -> Result<GuestUnmap<'_, T>, IpaPfn> {
+        let (first, past) = (ipa.0, ipa.0 + pfns.pages());
+        assert!(past <= self.limit, "{ipa} is past the address space: hypervisor bug");
+        let ends = self.ends(first, past);
+        let end = ends.start.end().min(past);
+        let mut elsewhere = self.walk().first_elsewhere(&ends.start, (first, end), pfns.start());
+        if elsewhere.is_none() && end < past {
+            elsewhere = self.first_elsewhere((first, past), end, &pfns);
+        }
+        match elsewhere {
+            Some(page) => Err(IpaPfn(page)),
+            None => Ok(GuestUnmap { stage2: self, ends }),
+        }
+    }
+
     fn add_tables(&mut self, range: PfnRange) {
         // SAFETY: promised by the caller of `new`, as the contract of this method demands.
         unsafe { self.tables.pool().add(range) };
@@ -121,20 +294,7 @@ impl<T: Stage2Tlb> GuestStage2 for GuestTables<T> {
     }
 
     fn tables_to_unmap(&self, ipa: IpaRange) -> u64 {
-        let (first, past) = (ipa.start().0, ipa.end().0.min(self.limit));
-        let [below, above] = self.cut_blocks(first, past);
-        let same_block = below.is_some() && below == above;
-        let piece = |cut: u64| cut / pages_at(MID_LEVEL);
-        let page_tables = |block: Option<Entry>, cut: u64| {
-            let cut_inside = !cut.is_multiple_of(pages_at(MID_LEVEL));
-            u64::from(block.is_some_and(|block| block.level == BIG_LEVEL) && cut_inside)
-        };
-        let blocks = u64::from(below.is_some()) + u64::from(above.is_some() && !same_block);
-        let (low, high) = (page_tables(below, first), page_tables(above, past));
-        match same_block && piece(first) == piece(past) {
-            true => blocks + low.max(high),
-            false => blocks + low + high,
-        }
+        self.ends(ipa.start().0, ipa.end().0.min(self.limit)).tables()
     }
 
     fn lookup(&self, ipa: IpaPfn) -> Option<GuestLeaf> {
@@ -159,17 +319,7 @@ impl<T: Stage2Tlb> GuestStage2 for GuestTables<T> {
     }
 
     fn unmap(&mut self, ipa: IpaRange) {
-        let (first, past) = (ipa.start().0, ipa.end().0.min(self.limit));
-        let [below, above] = self.cut_blocks(first, past);
-        let Some(run) = self.tables.erase_leaves(first, past) else { return };
-        self.tlb.invalidate(self.regs, scope(run));
-        // SAFETY: the only tables freed since the last maintenance lay in the run.
-        unsafe { self.tables.recycle() };
-        if below.is_some() || above.is_some() {
-            self.restore(below, Side::Below, first);
-            self.restore(above, Side::Above, past);
-            self.tlb.publish();
-        }
+        self.remove(self.ends(ipa.start().0, ipa.end().0.min(self.limit)));
     }
 
     fn destroy(&mut self) {

@@ -66,13 +66,19 @@ impl TranslationRegime for Isolation {
 /// Tables below one root, and their pool.
 struct Tables {
     table: RootTable<Isolation, TablePool>,
-    level: u32,
+    walk: Walk,
 }
 
 impl Tables {
     /// Takes the root out of `pool`.
     fn new(pool: TablePool, level: u32) -> Self {
-        Self { table: RootTable::new(pool, to_usize(u64::from(level)), Isolation), level }
+        let map = pool.map();
+        let table = RootTable::new(pool, to_usize(u64::from(level)), Isolation);
+        let root = PhysAddr(to_u64(table.to_physical().0));
+        // SAFETY: the tables are this object's, which lends the walker out only while it is
+        // borrowed, and never across a call of aarch64-paging.
+        let walk = unsafe { Walk::new(map, root, level) };
+        Self { table, walk }
     }
 
     fn root(&self) -> PhysAddr {
@@ -84,9 +90,7 @@ impl Tables {
     }
 
     fn walk(&self) -> Walk {
-        // SAFETY: the tables are this object's; the walker is used only while it is borrowed, and
-        // never across a call of aarch64-paging.
-        unsafe { Walk::new(self.pool().map(), self.root(), self.level) }
+        self.walk
     }
 
     /// Makes the table behind `entry`, which is invalid and on the way to `page`. All of its
@@ -116,25 +120,50 @@ impl Tables {
     /// Erases all leaves that cover pages of `first..past`, and whatever else they cover, and
     /// returns what must be invalidated; `None` where there was none. Level-3 tables inside go too.
     fn erase_leaves(&mut self, first: u64, past: u64) -> Option<Run> {
-        let mut run = None;
-        let mut page = first;
+        let start = self.walk().above(first, MID_LEVEL);
+        self.erase_leaves_from(&start, first, past)
+    }
+
+    /// Erases as [`Self::erase_leaves`] does; `start` covers `first` down to level 2.
+    #[inline]
+    fn erase_leaves_from(&mut self, start: &Entry, first: u64, past: u64) -> Option<Run> {
+        if start.end() >= past {
+            return if first < past { self.erase_in(start, first, past) } else { None };
+        }
+        self.erase_leaves_across(start, first, past)
+    }
+
+    /// Erases `first..past`, which reaches past what `start` covers.
+    #[inline(never)]
+    fn erase_leaves_across(&mut self, start: &Entry, first: u64, past: u64) -> Option<Run> {
+        let mut run = self.erase_in(start, first, start.end());
+        let mut page = start.end();
         while page < past {
-            let walk = self.walk();
-            let entry = walk.above(page, MID_LEVEL);
+            let entry = self.walk().above(page, MID_LEVEL);
             let end = entry.end().min(past);
-            if entry.is_leaf() {
-                walk.clear(&entry);
-                extend(&mut run, (entry.first, entry.end()), entry.pages());
-            } else if entry.is_table() && (entry.first, entry.end()) == (page, end) {
-                self.erase((page, end));
-                extend(&mut run, (page, end), 1);
-            } else if entry.is_table() {
-                let cleared = walk.clear_pages(&entry, page, end);
-                cleared.into_iter().for_each(|pages| extend(&mut run, pages, 1));
-            }
+            let more = self.erase_in(&entry, page, end);
+            more.into_iter().for_each(|more| extend(&mut run, more));
             page = end;
         }
         run
+    }
+
+    /// Erases `first..past`, which `entry` covers down to level 2.
+    #[inline]
+    fn erase_in(&mut self, entry: &Entry, first: u64, past: u64) -> Option<Run> {
+        if entry.is_leaf() {
+            self.walk().clear(entry);
+            return Some(entry.run());
+        }
+        if !entry.is_table() {
+            return None;
+        }
+        if past - first == entry.pages() {
+            self.erase((first, past));
+            return Some(Run { first, past, stride: 1 });
+        }
+        let cleared = self.walk().clear_pages(entry, first, past);
+        cleared.map(|(first, past)| Run { first, past, stride: 1 })
     }
 
     /// Gives freed tables back to the pool.
@@ -156,10 +185,10 @@ fn scope(run: Run) -> Stage2Scope {
     }
 }
 
-/// Adds leaves of at least `stride` pages, behind those already in `run`.
-fn extend(run: &mut Option<Run>, (first, past): (u64, u64), stride: u64) {
-    let (first, least) = run.map_or((first, stride), |run| (run.first, run.stride));
-    *run = Some(Run { first, past, stride: stride.min(least) });
+/// Adds leaves behind those already in `run`.
+fn extend(run: &mut Option<Run>, more: Run) {
+    let (first, least) = run.map_or((more.first, more.stride), |run| (run.first, run.stride));
+    *run = Some(Run { first, past: more.past, stride: more.stride.min(least) });
 }
 
 fn bytes(pages: u64) -> usize {
@@ -192,6 +221,24 @@ impl Plan {
             page = entry.end();
         }
         tables
+    }
+
+    /// Finds out in one walk that nothing is mapped there, how many table pages the plan takes, and
+    /// what covers its first page down to level 2; or the first page that is mapped.
+    // Inlined, as what it returns is larger than what this target copies without a call.
+    #[inline(always)]
+    fn survey(&self, walk: &Walk) -> Result<Vacancy, u64> {
+        let start = walk.above(self.first, MID_LEVEL);
+        if start.is_table() && start.end() >= self.past {
+            return match walk.first_leaf_of(&start, self.first, self.past) {
+                Some(mapped) => Err(mapped),
+                None => Ok(Vacancy { start, tables: 0 }),
+            };
+        }
+        match walk.first_leaf(self.first, self.past) {
+            Some(mapped) => Err(mapped),
+            None => Ok(Vacancy { start, tables: self.tables(walk) }),
+        }
     }
 
     /// Returns the number of tables to create below an invalid descriptor.
@@ -252,6 +299,17 @@ impl Plan {
         aligned && self.blocks.contains(needed)
     }
 
+    /// Stores the descriptors; `start` covers the first page down to level 2.
+    #[inline(always)]
+    fn apply_from(&self, start: &Entry, tables: &mut Tables, bits: Stage2Attributes) {
+        if start.is_table() && start.end() >= self.past {
+            let page_bits = to_u64((bits | Stage2Attributes::TABLE_OR_PAGE).bits());
+            let bits = self.pfn << PAGE_SHIFT | page_bits;
+            return tables.walk().set_pages(start, self.first, self.past, bits);
+        }
+        self.apply(tables, bits);
+    }
+
     /// Stores the descriptors, all of which are invalid.
     fn apply(&self, tables: &mut Tables, bits: Stage2Attributes) {
         let bits = to_u64(bits.bits());
@@ -274,4 +332,13 @@ impl Plan {
             }
         }
     }
+}
+
+/// What [`Plan::survey`] found.
+#[derive(Clone, Copy, Debug)]
+struct Vacancy {
+    /// What covers the first page, down to level 2.
+    start: Entry,
+    /// Table pages that the plan takes.
+    tables: u64,
 }

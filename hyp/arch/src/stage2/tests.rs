@@ -8,7 +8,8 @@ use std::vec::Vec;
 
 use pfnguard_core::addr::{IpaPfn, IpaRange, Pfn, PfnRange};
 use pfnguard_core::machine::{
-    GuestLeaf, GuestStage2, HostStage2, Stage2Attrs, Stage2Type, TagAccess, Vmid,
+    GuestLeaf, GuestStage2, HostStage2, PlannedMap, PlannedUnmap, Stage2Attrs, Stage2Type,
+    TagAccess, Vmid,
 };
 use pfnguard_shared::manifest::BlockSizes;
 use pfnguard_shared::{MemType, Perms};
@@ -304,6 +305,74 @@ fn the_worst_case_of_a_map_counts_missing_tables_only() {
     guest.map(IpaPfn(10), pfns(1, 1), RAM, BlockSizes::PAGE);
     assert_eq!(guest.tables_to_map(IpaPfn(11), pfns(5, 1), BlockSizes::PAGE), 0);
     assert_eq!(guest.tables_to_map(IpaPfn(MIB_2), pfns(5, 1), BlockSizes::PAGE), 1);
+}
+
+#[test]
+fn a_planned_map_names_the_first_page_in_use_and_otherwise_takes_what_it_announced() {
+    // First page, pages, first page in use; pages 10 to 12 and the block at 2 * MIB_2 are mapped.
+    let table = [
+        (9, 1, None),
+        (13, MIB_2, None),
+        (8, 9, Some(10)),
+        (12, 1, Some(12)),
+        (MIB_2, 2 * MIB_2, Some(2 * MIB_2)),
+        (2 * MIB_2 + 7, 1, Some(2 * MIB_2 + 7)),
+        (3 * MIB_2 - 1, 2, Some(3 * MIB_2 - 1)),
+        (GIB - 1, 2, None),
+    ];
+    for (first, pages, used) in table {
+        let (mut guest, memory, _) = guest(10);
+        guest.map(IpaPfn(10), pfns(1, 3), RAM, BlockSizes::PAGE);
+        guest.map(IpaPfn(2 * MIB_2), pfns(MIB_2, MIB_2), RAM, BlockSizes::ALL);
+        let (frames, free) = (pfns(GIB + first, pages), guest.tables_free());
+        let needed = guest.tables_to_map(IpaPfn(first), frames, BlockSizes::ALL);
+        let plan = guest.plan_map(IpaPfn(first), frames, BlockSizes::ALL);
+        assert_eq!(plan.as_ref().err().copied(), used.map(IpaPfn), "{first:#x}+{pages:#x}");
+        let Ok(plan) = plan else { continue };
+        assert_eq!(plan.tables(), needed);
+        plan.commit(RAM);
+        assert_eq!(free - guest.tables_free(), needed, "{first:#x}+{pages:#x}");
+        for page in [first, first + pages - 1] {
+            let found = guest_leaf(&guest, &memory, page).map(|(pfn, _)| pfn);
+            assert_eq!(found, Some(GIB + page));
+        }
+    }
+}
+
+#[test]
+fn a_planned_unmap_names_the_first_page_that_leads_elsewhere_and_otherwise_removes_all() {
+    // First page, pages, frame of the first, first page that leads elsewhere; pages 10 to 12 lead
+    // to 1 to 3, the block at MIB_2 to 4 * MIB_2 and on.
+    let block = 4 * MIB_2;
+    let table = [
+        (10, 3, 1, None),
+        (11, 1, 2, None),
+        (10, 3, 2, Some(10)),
+        (10, 4, 1, Some(13)),
+        (9, 2, 0, Some(9)),
+        (MIB_2, MIB_2, block, None),
+        (MIB_2 + 5, 3, block + 5, None),
+        (MIB_2 + 5, 3, block + 6, Some(MIB_2 + 5)),
+        (MIB_2, MIB_2 + 1, block, Some(2 * MIB_2)),
+        (GIB, 1, 0, Some(GIB)),
+    ];
+    for (first, pages, frame, elsewhere) in table {
+        let (mut guest, memory, tlb) = guest(10);
+        guest.map(IpaPfn(10), pfns(1, 3), RAM, BlockSizes::PAGE);
+        guest.map(IpaPfn(MIB_2), pfns(block, MIB_2), RAM, BlockSizes::ALL);
+        tlb.watch([first, first + pages - 1]);
+        tlb.speculate(|memory, page| walk_stage2(memory, guest.regs(), page));
+        let needed = guest.tables_to_unmap(ipas(first, pages));
+        let plan = guest.plan_unmap(IpaPfn(first), pfns(frame, pages));
+        assert_eq!(plan.as_ref().err().copied(), elsewhere.map(IpaPfn), "{first:#x}+{pages:#x}");
+        let Ok(plan) = plan else { continue };
+        assert_eq!(plan.tables(), needed);
+        plan.commit();
+        assert!(!tlb.holds(first) && !tlb.holds(first + pages - 1), "{first:#x}+{pages:#x}");
+        assert_eq!(guest.first_mapped(ipas(first, pages)), None);
+        let below = guest_leaf(&guest, &memory, first - 1).map(|(pfn, _)| pfn);
+        assert_eq!(below, (first > 10 && first != MIB_2).then(|| frame - 1));
+    }
 }
 
 #[test]
