@@ -116,6 +116,25 @@ fn link_roots(tables: &mut Tables, roots: Pfn, count: u64) -> PhysAddr {
 }
 
 impl<T: Stage2Tlb> HostTables<T> {
+    /// Drops the leaf of one page: the common case, and no table goes with it.
+    fn unmap_page(&mut self, page: u64) {
+        let walk = self.tables.walk();
+        let leaf = (page < self.limit).then(|| walk.find(page)).filter(Entry::is_leaf);
+        let Some(leaf) = leaf else { return };
+        walk.clear(&leaf);
+        self.tlb.invalidate(self.regs, scope(leaf.run()));
+    }
+
+    /// Drops every leaf that covers pages of `range`.
+    #[inline(never)]
+    fn unmap_range(&mut self, range: PfnRange) {
+        let (first, past) = (range.start().0, range.end().0.min(self.limit));
+        let Some(run) = self.tables.erase_leaves(first, past) else { return };
+        self.tlb.invalidate(self.regs, scope(run));
+        // SAFETY: the only tables freed since the last maintenance lay in the run.
+        unsafe { self.tables.recycle() };
+    }
+
     /// Drops every translation of memory outside RAM and frees the tables that held them.
     fn drop_non_ram(&mut self) {
         let mut start = 0;
@@ -173,11 +192,10 @@ impl<T: Stage2Tlb> HostStage2 for HostTables<T> {
     }
 
     fn unmap(&mut self, range: PfnRange) {
-        let (first, past) = (range.start().0, range.end().0.min(self.limit));
-        let Some(run) = self.tables.erase_leaves(first, past) else { return };
-        self.tlb.invalidate(self.regs, scope(run));
-        // SAFETY: the only tables freed since the last maintenance lay in the run.
-        unsafe { self.tables.recycle() };
+        match range.pages() {
+            1 => self.unmap_page(range.start().0),
+            _ => self.unmap_range(range),
+        }
     }
 
     fn lookup(&self, pfn: Pfn) -> Option<Stage2Attrs> {
