@@ -133,12 +133,12 @@ impl Manifest {
 /// `MAX_ENTRIES`, all whole.
 fn read_header(bytes: &[u8]) -> Result<(Header, &[u8]), ManifestError> {
     let given = count(bytes.len());
-    let cut = ManifestError::of_file(Constraint::Length, Fact::Value(given));
-    let (header, _) = Header::read_from_prefix(bytes).map_err(|_| cut)?;
-    if header.magic != wire::MAGIC {
-        let found = u64::from_le_bytes(header.magic);
+    if let Some(magic) = bytes.first_chunk().filter(|magic| **magic != wire::MAGIC) {
+        let found = u64::from_le_bytes(*magic);
         return Err(ManifestError::of_file(Constraint::Magic, Fact::Value(found)));
     }
+    let cut = ManifestError::of_file(Constraint::Length, Fact::Value(given));
+    let (header, _) = Header::read_from_prefix(bytes).map_err(|_| cut)?;
     if header.version != wire::VERSION {
         let found = u64::from(header.version);
         return Err(ManifestError::of_file(Constraint::Version, Fact::Value(found)));

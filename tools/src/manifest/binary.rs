@@ -66,7 +66,7 @@ pub fn parse_binary(bytes: &[u8]) -> Result<(Header, Vec<Entry>), BinaryRefusal>
 }
 
 fn parse_header(bytes: &[u8]) -> Result<(Header, &[u8]), BinaryRefusal> {
-    if !bytes.starts_with(&MAGIC) {
+    if bytes.first_chunk().is_some_and(|magic| *magic != MAGIC) {
         return Err(BinaryRefusal::one(Constraint::Magic, "the first bytes are something else"));
     }
     let Ok((header, body)) = Header::read_from_prefix(bytes) else {
