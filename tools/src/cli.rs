@@ -9,6 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::artifacts::{self, ArtifactError};
 use crate::bench::{self, Bench, Keep, Profiler};
 use crate::demo::Demo;
+use crate::fuzz::Campaign;
 use crate::header::{self, Action};
 use crate::machine::{Clock, Cpu, Machine};
 use crate::oracle::{self, Maintenance, Oracle, Oversight, Symbols};
@@ -46,6 +47,8 @@ enum Command {
     Maintenance(MaintenanceArgs),
     /// Judges a trace that `test-machine --keep-trace` has kept.
     Trace(TraceArgs),
+    /// Fuzzes calls and file formats, each target for some minutes; installs cargo-fuzz if needed.
+    Fuzz(FuzzArgs),
     /// Generates the C header of the ABI.
     Header(HeaderArgs),
     /// Makes a flat image of an ELF file.
@@ -134,6 +137,27 @@ struct BenchArgs {
 }
 
 #[derive(Debug, Args)]
+struct FuzzArgs {
+    /// Targets [default: all].
+    targets: Vec<String>,
+    /// How long each target runs.
+    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = minutes)]
+    minutes: f64,
+    /// How many targets run at once.
+    #[arg(long, value_name = "M", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    jobs: u8,
+}
+
+/// Reads a length of time in minutes: more than nothing, at most a week.
+fn minutes(text: &str) -> Result<f64, String> {
+    const WEEK: f64 = 7.0 * 24.0 * 60.0;
+    match text.parse::<f64>() {
+        Ok(minutes) if minutes > 0.0 && minutes <= WEEK => Ok(minutes),
+        Ok(_) | Err(_) => Err(format!("minutes, more than 0 and at most {WEEK}")),
+    }
+}
+
+#[derive(Debug, Args)]
 struct HeaderArgs {
     /// Change nothing; fail if the header is not up to date.
     #[arg(long)]
@@ -201,6 +225,7 @@ impl Cli {
                 println!("{}", oracle::judge_file(&args.file, progress)?);
                 Ok(())
             }
+            Some(Command::Fuzz(args)) => fuzz(args),
             Some(Command::Header(args)) => {
                 header::run(if args.check { Action::Check } else { Action::Write })
             }
@@ -271,6 +296,14 @@ fn maintenance(args: MaintenanceArgs) -> miette::Result<()> {
             Ok(())
         }
     }
+}
+
+fn fuzz(args: FuzzArgs) -> miette::Result<()> {
+    let (progress, jobs) = (Progress::detect(), usize::from(args.jobs));
+    let each = Duration::from_secs_f64(args.minutes * 60.0);
+    let outcome = Campaign { targets: args.targets, each, jobs, progress }.run()?;
+    println!("\n{outcome}");
+    Ok(outcome.check()?)
 }
 
 fn image(args: &ImageArgs) -> Result<(), ArtifactError> {

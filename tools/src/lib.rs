@@ -8,6 +8,7 @@ pub mod artifacts;
 pub mod bench;
 pub mod cli;
 pub mod demo;
+pub mod fuzz;
 pub mod header;
 pub mod image;
 pub mod machine;

@@ -112,7 +112,7 @@ fn qemu_problem() -> String {
 }
 
 /// Runs an installing command to its end, showing what it says.
-fn run(progress: Progress, command: &mut Command) -> Result<(), SetupError> {
+pub(crate) fn run(progress: Progress, command: &mut Command) -> Result<(), SetupError> {
     let shown = crate::process::show(command);
     let mut step = progress.step(&shown);
     let (ran, output) = crate::process::watch(command, |line| step.note(line));
