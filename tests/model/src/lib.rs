@@ -21,6 +21,7 @@ mod contract;
 mod grant;
 mod place;
 mod shape;
+pub mod state;
 
 use std::ops::Range;
 
