@@ -17,9 +17,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod call;
 mod contract;
 mod grant;
+pub mod machine;
 mod place;
+mod refusal;
 mod shape;
 pub mod state;
 

@@ -120,15 +120,15 @@ pub struct Region {
     pub owner: Option<u16>,
 }
 
-/// A virtual CPU.
+/// A virtual CPU. While it runs, its registers are the guest's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Vcpu {
-    /// Not initialised.
-    Off,
+    /// Not initialised. Its registers can be set, but VCPU_INIT sets them anew.
+    Off(Registers),
     /// Initialised, never run.
     Fresh(Registers),
-    /// Has run, does not run now.
-    Idle(Registers),
+    /// Has run, does not run now; a load may wait for its value.
+    Idle(Registers, Option<Load>),
     /// Runs on this CPU.
     Running(usize),
 }
@@ -140,4 +140,26 @@ pub struct Registers {
     pub general: [u64; 31],
     /// Program counter.
     pub pc: u64,
+}
+
+/// A load that the host completes before the guest runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Destination register; 31 is the zero register.
+    pub register: usize,
+    /// Bytes: 1, 2, 4 or 8.
+    pub bytes: u32,
+    /// How the value fills the register.
+    pub widen: Widen,
+}
+
+/// How a loaded value fills its register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Widen {
+    /// Zeroes above.
+    Zero,
+    /// Its sign to 32 bits, zeroes above.
+    Sign32,
+    /// Its sign to 64 bits.
+    Sign64,
 }
