@@ -1,8 +1,12 @@
 //! An executable specification of pfnguard's decisions: the rules of PFNMAP memory types over plain
 //! sets of pages, written for being read beside the specification and not for being fast.
 //!
-//! It shares no code with the hypervisor, only the numbers and layouts of the ABI. A decision here
-//! is that of a machine on which every region is free; the VM exists and holds nothing.
+//! It shares no code with the hypervisor, only the numbers and layouts of the ABI. Two doors:
+//!
+//! - [`decide`] judges one request on a machine on which every region is free;
+//! - [`state::State::host_call`] takes the state from before a call to after it, for every call of
+//!   the host, with what a guest does in VCPU_RUN. Every call is "refuse, or change these things";
+//!   what it does not mention is as before. A refusal is computed before anything changes (R35).
 //!
 //! ```
 //! use pfnguard_model::{Platform, Verdict, decide};
@@ -17,14 +21,24 @@
 
 #![forbid(unsafe_code)]
 
+mod args;
 pub mod call;
 mod contract;
 mod grant;
+mod guest;
+mod held;
 pub mod machine;
+mod migrate;
+mod ownership;
+mod pfnmap;
 mod place;
+mod query;
 mod refusal;
 mod shape;
 pub mod state;
+mod tables;
+pub mod vcpu;
+mod vm;
 
 use std::ops::Range;
 
@@ -34,6 +48,7 @@ use pfnguard_shared::request::{HostAlias, RequestFlags};
 use pfnguard_shared::vm::ContractFlags;
 use pfnguard_shared::{MemType, Mode, Perms, Rule, Status, Subject};
 
+use held::Held;
 pub use shape::{PAGE_LIMIT, Wish};
 
 /// The machine, as far as decisions depend on it.
@@ -88,7 +103,8 @@ pub struct Refused {
 pub(crate) struct Case<'a> {
     pub capabilities: Capabilities,
     pub entry: &'a Entry,
-    pub wish: Wish,
+    pub held: Held,
+    pub wish: &'a Wish,
     pub contract: ContractFlags,
 }
 
@@ -100,23 +116,29 @@ pub fn decide(
     request: &pfnguard_shared::request::Request,
     contract: ContractFlags,
 ) -> Verdict {
-    match judge(platform, entries, request, contract) {
-        Ok(granted) => Verdict::Granted(granted),
+    let verdict = Wish::read(request)
+        .and_then(|wish| judge(platform, entries, &wish, contract, |_| Held::FREE));
+    match verdict {
+        Ok((_, granted)) => Verdict::Granted(granted),
         Err(refused) => Verdict::Refused(refused),
     }
 }
 
-fn judge(
+/// Decides on a well-formed request, given who holds its region.
+pub(crate) fn judge(
     platform: &Platform,
     entries: &[Entry],
-    request: &pfnguard_shared::request::Request,
+    wish: &Wish,
     contract: ContractFlags,
-) -> Result<Granted, Refused> {
-    let wish = Wish::read(request)?;
-    let entry = place::entry_of(platform, entries, &wish)?;
-    let case = Case { capabilities: platform.effective_capabilities(), entry, wish, contract };
+    held: impl FnOnce(usize) -> Held,
+) -> Result<(usize, Granted), Refused> {
+    let region = place::entry_of(platform, entries, wish)?;
+    let capabilities = platform.effective_capabilities();
+    let (entry, held) = (&entries[region], held(region));
+    let case = Case { capabilities, entry, held, wish, contract };
     case.without_copies()?;
     case.not_quirked()?;
+    case.usable()?;
     case.type_is_possible()?;
     case.within_the_grants()?;
     case.same_as_the_host()?;
@@ -124,7 +146,8 @@ fn judge(
     let no_tags = case.tags()?;
     case.general_purpose()?;
     case.streams()?;
-    Ok(Granted { mem_type: case.wish.mem_type, perms: case.wish.perms, no_tags })
+    case.fits_the_holders()?;
+    Ok((region, Granted { mem_type: wish.mem_type, perms: wish.perms, no_tags }))
 }
 
 impl Platform {

@@ -11,14 +11,14 @@ use crate::{Platform, Refused, Wish};
 const NO_ENTRY: u64 = u64::MAX;
 
 /// Finds the one entry that holds every page.
-pub(crate) fn entry_of<'a>(
+pub(crate) fn entry_of(
     platform: &Platform,
-    entries: &'a [Entry],
+    entries: &[Entry],
     wish: &Wish,
-) -> Result<&'a Entry, Refused> {
+) -> Result<usize, Refused> {
     let wanted = &wish.pages;
-    if let Some(entry) = entries.iter().find(|entry| within(wanted, &pages(entry))) {
-        return Ok(entry);
+    if let Some(number) = entries.iter().position(|entry| within(wanted, &pages(entry))) {
+        return Ok(number);
     }
     let regions = entries.iter().map(pages).filter(|region| touch(wanted, region));
     let ram = platform.ram.iter().map(ram_pages).filter(|ram| touch(wanted, ram));

@@ -25,6 +25,8 @@ pub struct Wish {
     pub alias: HostAlias,
     /// Page numbers.
     pub pages: Range<u64>,
+    /// Intermediate page numbers, as many.
+    pub ipa: Range<u64>,
 }
 
 impl Wish {
@@ -52,7 +54,8 @@ impl Wish {
             return Err(malformed(3, last_start));
         }
         let pages = request.pfn..request.pfn + request.pages;
-        Ok(Self { mode, mem_type, perms, flags, alias, pages })
+        let ipa = request.ipa_pfn..request.ipa_pfn + request.pages;
+        Ok(Self { mode, mem_type, perms, flags, alias, pages, ipa })
     }
 }
 
