@@ -27,6 +27,8 @@ mod contract;
 mod grant;
 mod guest;
 mod held;
+pub mod host;
+pub mod invariants;
 pub mod machine;
 mod migrate;
 mod ownership;
