@@ -168,6 +168,7 @@ impl State {
         outcome.unwrap_or_else(|refused| Outcome::refused(&refused))
     }
 
+    /// One table, so that the compiler names a function that is not specified.
     fn execute(
         &mut self,
         machine: &Machine,

@@ -1,5 +1,6 @@
-//! An executable specification of pfnguard's decisions: the rules of PFNMAP memory types over plain
-//! sets of pages, written for being read beside the specification and not for being fast.
+//! An executable specification of pfnguard's decisions and calls: the rules of PFNMAP memory types,
+//! and the state that calls change, over plain sets and maps of pages. Written for being read beside
+//! the texts that it specifies from.
 //!
 //! It shares no code with the hypervisor, only the numbers and layouts of the ABI. Two doors:
 //!
