@@ -136,15 +136,17 @@ fn gib_table(part: &Range<u64>) -> (u8, u64) {
 }
 
 impl Vm {
-    /// The 2 MiB blocks that reach out of `ipa`: RAM alone is unmapped in part, and its largest
-    /// block is that.
+    /// The tables that splitting the blocks that reach out of `ipa` takes. Only RAM is unmapped in
+    /// part, and its largest block is 2 MiB; but a refusal may count those of a region first.
     pub(crate) fn cut_blocks(&self, ipa: &Range<u64>) -> Vec<(u8, u64)> {
         let mut cut = Vec::new();
         for (edge, page) in [(ipa.start, ipa.start), (ipa.end, ipa.end - 1)] {
-            let table = (3, page / PIECE * PIECE);
-            let block = self.pages.contains_key(&page) && !self.tables.live.contains(&table);
-            if !edge.is_multiple_of(PIECE) && block && !cut.contains(&table) {
-                cut.push(table);
+            for (level, size) in [(2, GIB), (3, PIECE)] {
+                let table = (level, page / size * size);
+                let block = self.pages.contains_key(&page) && !self.tables.live.contains(&table);
+                if !edge.is_multiple_of(size) && block && !cut.contains(&table) {
+                    cut.push(table);
+                }
             }
         }
         cut
