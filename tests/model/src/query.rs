@@ -192,8 +192,9 @@ impl State {
             if run.start > next {
                 break;
             }
-            for (frames, frame) in self.frames.overlapping(leaf.frames(&(next..run.end))) {
-                let start = frames.start.wrapping_sub(leaf.offset);
+            let pages = leaf.frames(&(next..run.end));
+            for (frames, frame) in self.frames.overlapping(&pages) {
+                let start = frames.start.max(pages.start).wrapping_sub(leaf.offset);
                 if start > next || ram_word(machine, leaf, *frame) != word {
                     return next - ipa.start;
                 }
