@@ -1,6 +1,7 @@
 //! What holds in every state, whatever was called before: one owner for each page, one type on all
 //! ways to it, and counts that say what there is.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use pfnguard_shared::info::{Capabilities, RegionState};
@@ -36,8 +37,6 @@ impl State {
     /// The first that does not hold.
     pub fn check_invariants(&self, machine: &Machine) -> Result<(), Broken> {
         self.check_frames()?;
-        self.check_counts()?;
-        self.check_pins()?;
         self.check_table_memory()?;
         self.check_regions(machine)?;
         for (id, vm) in &self.vms {
@@ -53,18 +52,43 @@ impl State {
 
 /// RAM.
 impl State {
+    /// Every count of a lent page is the number of guest pages that lead to it, and exactly one page
+    /// of its owner leads to an owned one, until teardown.
     fn check_frames(&self) -> Check {
+        let (mut all_lent, mut all_owned) = (0, 0);
         for (run, frame) in self.frames.iter() {
-            require(*frame != Frame::HostLentGuests(0), "lent pages are lent to somebody", run)?;
-            let owner = frame.guest().is_none_or(|vm| self.vms.contains_key(&vm));
-            require(owner, "owners exist", (run, frame))?;
+            let length = run.end - run.start;
+            if let Some(owner) = frame.guest() {
+                let vm = self.vms.get(&owner);
+                require(vm.is_some(), "owners exist", (run, frame))?;
+                let mapped = vm.is_some_and(|vm| vm.state == VmState::Active);
+                all_owned += if mapped { length } else { 0 };
+            } else if let Frame::HostLentGuests(times) = *frame {
+                require(times > 0, "lent pages are lent to somebody", run)?;
+                all_lent += length;
+            } else if let Frame::HostLentHyp(pins @ 1..) = *frame {
+                let pinned = run.clone().all(|page| self.users(page) == usize::from(pins));
+                require(pinned, "pinned pages are argument pages", (run, frame))?;
+            }
+        }
+        let (lent, owned) = self.check_borrowed()?;
+        require(lent == all_lent, "a lent page has borrowers", (lent, all_lent))?;
+        require(owned == all_owned, "an owner has its pages mapped", (owned, all_owned))?;
+        for page in self.arg_pages.iter().flatten() {
+            let pins = self.frames.get(page).and_then(|frame| frame.pins());
+            let pinned = pins.is_some_and(|pins| usize::from(pins) == self.users(*page));
+            require(pinned, "argument pages are pinned", (page, pins))?;
         }
         Ok(())
     }
 
-    /// Every count of a lent page is the number of guest pages that lead to it, and exactly one page
-    /// of its owner leads to an owned one, until teardown.
-    fn check_counts(&self) -> Check {
+    /// CPUs whose argument page it is.
+    fn users(&self, page: u64) -> usize {
+        self.arg_pages.iter().filter(|used| **used == Some(page)).count()
+    }
+
+    /// Checks the frames that guest pages lead to. Returns how many are lent, and owned.
+    fn check_borrowed(&self) -> Result<(u64, u64), Broken> {
         let (mut lent, mut owned) = (0, 0);
         for (run, times) in self.ram_in_guests() {
             for (part, frame) in self.frames.overlapping(&run) {
@@ -79,16 +103,7 @@ impl State {
                 }
             }
         }
-        let all_lent = self.count(|frame| matches!(frame, Frame::HostLentGuests(_)));
-        require(lent == all_lent, "a lent page has borrowers", (lent, all_lent))?;
-        let active = |vm: u16| self.vms.get(&vm).is_some_and(|vm| vm.state == VmState::Active);
-        let all_owned = self.count(|frame| frame.guest().is_some_and(active));
-        require(owned == all_owned, "an owner has its pages mapped", (owned, all_owned))
-    }
-
-    fn count(&self, wanted: impl Fn(Frame) -> bool) -> u64 {
-        let wanted = self.frames.iter().filter(|(_, frame)| wanted(**frame));
-        wanted.map(|(run, _)| run.end - run.start).sum()
+        Ok((lent, owned))
     }
 
     /// Runs of RAM, and how many guest pages lead to each of their pages.
@@ -110,32 +125,18 @@ impl State {
         runs
     }
 
-    /// A page is pinned as often as it is an argument page.
-    fn check_pins(&self) -> Check {
-        let uses = |page| self.arg_pages.iter().filter(|used| **used == Some(page)).count();
-        for page in self.arg_pages.iter().flatten() {
-            let pins = self.frames.get(page).and_then(|frame| frame.pins());
-            let pins = pins.map(usize::from);
-            require(pins == Some(uses(*page)), "argument pages are pinned", (page, pins))?;
-        }
-        for (run, frame) in self.frames.iter() {
-            let used = || run.clone().all(|page| uses(page) > 0);
-            let pinned = frame.pins().is_some_and(|pins| pins > 0);
-            require(!pinned || used(), "pinned pages are argument pages", (run, frame))?;
-        }
-        Ok(())
-    }
-
     /// Tables are the hypervisor's, of one VM each.
     fn check_table_memory(&self) -> Check {
         let mut all = RangeSet::new();
         for (id, vm) in &self.vms {
-            for page in &vm.tables.frames {
-                let hyp = self.frames.get(page) == Some(&Frame::Hyp);
-                require(hyp, "tables are the hypervisor's", (id, page))?;
-                require(!all.contains(page), "a table serves one VM", (id, page))?;
-                all.insert(*page..page + 1);
+            let runs = runs(&vm.tables.frames);
+            for run in &runs {
+                let hyp = self.frames.overlapping(run).all(|(_, frame)| *frame == Frame::Hyp);
+                let ram = self.frames.gaps(run).next().is_none();
+                require(hyp && ram, "tables are the hypervisor's", (id, run))?;
+                require(!all.overlaps(run), "a table serves one VM", (id, run))?;
             }
+            all.extend(runs);
         }
         Ok(())
     }
@@ -247,6 +248,18 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Runs of pages that follow each other.
+fn runs(pages: &BTreeSet<u64>) -> Vec<Range<u64>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for page in pages {
+        match runs.last_mut().filter(|run| run.end == *page) {
+            Some(run) => run.end += 1,
+            None => runs.push(*page..page + 1),
+        }
+    }
+    runs
 }
 
 impl Binding {
