@@ -13,7 +13,7 @@ use rangemap::RangeSet;
 
 use crate::machine::{MAX_BINDINGS, MAX_VCPUS, MAX_VM_BINDINGS, MAX_VMS, Machine, count};
 use crate::state::{Binding, Frame, Leaf, Region, State, Vcpu, Vm};
-use crate::tables::{GIB, PIECE};
+use crate::tables::{GIB, Mapping, PIECE};
 
 /// An invariant that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,6 +200,7 @@ impl State {
             self.check_held(id, binding)?;
             binding.check_granted(machine, vm.contract)?;
             vm.check_installed(*first, binding)?;
+            vm.check_blocks(&binding.mapping(machine, *first), binding)?;
         }
         Ok(())
     }
@@ -312,6 +313,21 @@ impl Vm {
         let alike = mapped.all(|(_, leaf)| *leaf == binding.leaf);
         let whole = self.pages.gaps(&ipa).next().is_none();
         require(alike && whole, "R09: what was granted is mapped", binding)
+    }
+
+    /// R02: no larger block than the entry grants, or than frames and pages are aligned to.
+    fn check_blocks(&self, mapping: &Mapping, binding: &Binding) -> Check {
+        if binding.reserved.is_some() {
+            return Ok(());
+        }
+        for (level, size) in [(2, GIB), (3, PIECE)] {
+            let first = mapping.ipa.start / size * size;
+            let tables = self.tables.live.range((level, first)..(level, mapping.ipa.end));
+            let all = (mapping.ipa.end - first).div_ceil(size);
+            let split = mapping.allows(size) || count(tables.count()) == all;
+            require(split, "R02: blocks are not larger than granted", binding)?;
+        }
+        Ok(())
     }
 
     /// R40: a dying VM reaches nothing.

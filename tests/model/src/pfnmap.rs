@@ -230,7 +230,7 @@ impl Binding {
     }
 
     /// Where it is in the guest, in the blocks that the entry allows (R02).
-    fn mapping(&self, machine: &Machine, first: u64) -> Mapping {
+    pub(crate) fn mapping(&self, machine: &Machine, first: u64) -> Mapping {
         let blocks = BlockSizes::from_raw(machine.entries[self.region].blocks);
         let blocks = blocks.expect("the manifest was checked (R50)");
         let ipa: Range<u64> = first..first + self.pages;

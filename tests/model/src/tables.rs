@@ -43,7 +43,7 @@ impl Mapping {
     }
 
     /// Whether frames and pages are aligned alike, and the blocks allowed.
-    fn allows(&self, size: u64) -> bool {
+    pub(crate) fn allows(&self, size: u64) -> bool {
         let two = BlockSizes::BLOCK_2M;
         let needed = if size == GIB { two.with(BlockSizes::BLOCK_1G) } else { two };
         self.offset.is_multiple_of(size) && self.blocks.contains(needed)
