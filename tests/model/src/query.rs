@@ -1,6 +1,8 @@
 //! Calls that change nothing: what there is (R31), what would be granted (R32), what a guest was
 //! promised (R23).
 
+use std::ops::Range;
+
 use pfnguard_shared::info::{Capabilities, InfoSelector, RegionInfo};
 use pfnguard_shared::manifest::RegionFlags;
 use pfnguard_shared::request::{CHECK_DECISIONS_OFFSET, Decision, Request};
@@ -47,7 +49,7 @@ impl State {
 
     /// RAM frames, and those that are the hypervisor's.
     fn count_frames(&self) -> (u64, u64) {
-        let length = |run: &std::ops::Range<u64>| run.end - run.start;
+        let length = |run: &Range<u64>| run.end - run.start;
         let is_hyp = |frame: &Frame| matches!(frame, Frame::Hyp | Frame::HypReadable);
         let hyp = self.frames.iter().filter(|(_, frame)| is_hyp(frame));
         (
@@ -185,26 +187,10 @@ impl State {
     }
 
     /// How many pages have the same promise; no more than one call may take.
-    fn ram_run(&self, machine: &Machine, vm: &Vm, ipa: std::ops::Range<u64>, word: u64) -> u64 {
+    fn ram_run(&self, machine: &Machine, vm: &Vm, ipa: Range<u64>, word: u64) -> u64 {
         let past = ipa.end.min(ipa.start + MAX_RANGE_PAGES);
-        let mut next = ipa.start;
-        for (run, leaf) in vm.pages.overlapping(&(ipa.start..past)) {
-            if run.start > next {
-                break;
-            }
-            let pages = leaf.frames(&(next..run.end));
-            for (frames, frame) in self.frames.overlapping(&pages) {
-                let start = frames.start.max(pages.start).wrapping_sub(leaf.offset);
-                if start > next || ram_word(machine, leaf, *frame) != word {
-                    return next - ipa.start;
-                }
-                next = frames.end.wrapping_sub(leaf.offset).min(run.end);
-            }
-            if next < run.end {
-                break; // Not RAM.
-            }
-        }
-        next.min(past) - ipa.start
+        let same = |page: &u64| self.ram_promise(machine, vm, *page) == Some(word);
+        count((ipa.start..past).take_while(same).count())
     }
 }
 

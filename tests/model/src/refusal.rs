@@ -4,6 +4,7 @@ use pfnguard_shared::vm::{PageState, VmState};
 use pfnguard_shared::{NO_PFN, Rule, Status, Subject};
 
 use crate::Refused;
+use crate::machine::count;
 use crate::state::Frame;
 
 impl Refused {
@@ -47,7 +48,7 @@ impl Refused {
 /// Register `x<index>` is malformed; `limit` is the greatest value that it accepts, or a mask. Index
 /// 0 is the argument page.
 pub(crate) fn argument(index: usize, limit: impl Into<u64>) -> Refused {
-    let index = crate::machine::count(index);
+    let index = count(index);
     Refused::plain(Status::InvalidParameter, Subject::Argument, index, limit)
 }
 
@@ -88,7 +89,7 @@ pub(crate) fn vm_busy(remaining: u64) -> Refused {
 }
 
 pub(crate) fn vcpu_busy(number: usize) -> Refused {
-    Refused::plain(Status::Busy, Subject::Object, crate::machine::count(number), 0u8)
+    Refused::plain(Status::Busy, Subject::Object, count(number), 0u8)
 }
 
 pub(crate) fn ipa_range(first: u64, limit: u64) -> Refused {

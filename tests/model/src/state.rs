@@ -133,7 +133,7 @@ pub enum Vcpu {
     Running(usize),
 }
 
-/// What the host may see and set of a vCPU that is not protected.
+/// General registers and program counter; of a VM that is not protected, the host sees and sets them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registers {
     /// `x0..=x30`.

@@ -9,6 +9,7 @@ use std::ops::Range;
 use pfnguard_shared::manifest::BlockSizes;
 
 use crate::Refused;
+use crate::machine::count;
 use crate::refusal::no_tables;
 use crate::state::{Tables, Vm};
 
@@ -85,7 +86,7 @@ impl Tables {
     fn missing_in(&self, mapping: &Mapping, part: &Range<u64>) -> u64 {
         if self.live.contains(&gib_table(part)) {
             let absent = mapping.paged(part).filter(|first| !self.live.contains(&(3, *first)));
-            return crate::machine::count(absent.count());
+            return count(absent.count());
         }
         if mapping.is_block(part, GIB) { 0 } else { 1 + mapping.count_paged(part) }
     }
@@ -114,7 +115,7 @@ impl Tables {
 
     /// Frees all of them.
     pub(crate) fn destroy(&mut self) {
-        self.free += crate::machine::count(self.live.len());
+        self.free += count(self.live.len());
         self.live.clear();
     }
 

@@ -1,5 +1,6 @@
 //! vCPUs: registers, and what makes VCPU_RUN return.
 
+use pfnguard_shared::PAGE_SHIFT;
 use pfnguard_shared::vm::{ExitReason, MmioAccess, VmState};
 
 use crate::Refused;
@@ -168,7 +169,7 @@ impl State {
         registers: Registers,
         (ipa, cause, access): (u64, AbortCause, Option<Access>),
     ) -> Next {
-        let page = ipa >> pfnguard_shared::PAGE_SHIFT;
+        let page = ipa >> PAGE_SHIFT;
         let vm = self.vm_mut(id);
         match cause {
             AbortCause::Forbidden => return leave(ExitReason::Fault, [ipa, 0, 0], registers),
