@@ -6,6 +6,7 @@ use pfnguard_model::Platform;
 use pfnguard_model::call::{AbortCause, Access, Call, GuestEvent, GuestStep, Outcome, Seen};
 use pfnguard_model::machine::Machine;
 use pfnguard_model::state::{Frame, Load, Registers, State, Vcpu, Widen};
+use pfnguard_model::vcpu::Next;
 use pfnguard_shared::info::{Capabilities, RegionState};
 use pfnguard_shared::manifest::{BlockSizes, Entry, RegionClass, RegionFlags, ResetKind};
 use pfnguard_shared::request::{MemTypes, Modes, Request, RequestFlags};
@@ -464,6 +465,46 @@ fn a_load_is_completed_by_the_next_run() {
     assert_eq!(again.entered[0].general[3], 0xffff_8001);
     assert_eq!(again.entered[0].pc, 0x1004);
     assert!(matches!(bench.state.vms[&0].vcpus[0], Vcpu::Idle(_, None)));
+}
+
+#[test]
+fn while_a_vcpu_runs_its_registers_are_nobodys_and_its_vm_stays() {
+    let mut bench = Bench::new();
+    let vm = bench.vm(ContractFlags::NONE, 8);
+    bench.granted(HostFunction::VcpuInit, &[vm, 0, 0x1000, 7]);
+    let entered = bench.state.vcpu_enter((0, 0), 1, 0).expect("it is fresh");
+    assert_eq!((entered.pc, entered.general[0]), (0x1000, 7));
+
+    for (function, args) in [
+        (HostFunction::VmTeardown, vec![vm]),
+        (HostFunction::VcpuRun, vec![vm, 0, 0]),
+        (HostFunction::VcpuInit, vec![vm, 0, 0, 0]),
+        (HostFunction::VcpuGetReg, vec![vm, 0, 0]),
+        (HostFunction::VcpuSetReg, vec![vm, 0, 0, 0]),
+    ] {
+        assert_eq!(bench.refused(function, &args).0, Status::Busy, "{function:?}");
+    }
+    bench.granted(HostFunction::HostDonateGuest, &[vm, DATA, IPA, 1]);
+
+    let Next::Leave(leave) = bench.state.guest_step(&bench.machine, 0, &interrupted()) else {
+        panic!("an interrupt is the host's");
+    };
+    bench.state.vcpu_leave((0, 0), leave);
+    bench.granted(HostFunction::VmTeardown, &[vm]);
+}
+
+#[test]
+fn a_page_that_is_lent_as_often_as_can_be_is_busy_for_one_borrower_more() {
+    let mut bench = Bench::new();
+    let vm = bench.vm(ContractFlags::NONE, 8);
+    for times in 0..u64::from(u8::MAX) {
+        bench.granted(HostFunction::HostShareGuest, &[vm, DATA, IPA + times, 1, 1]);
+    }
+
+    let more = bench.refused(HostFunction::HostShareGuest, &[vm, DATA, IPA + 300, 1, 1]);
+    let other = bench.refused(HostFunction::HostDonateGuest, &[vm, DATA, IPA + 300, 1]);
+
+    assert_eq!((more.0, other.0), (Status::Busy, Status::WrongState));
 }
 
 #[test]
