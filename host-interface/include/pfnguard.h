@@ -896,12 +896,13 @@ struct pfnguard_ring_header {
  * @kind: TraceKind.
  * @rule: Rule, or 0.
  * @status: Status.
- * @subject: Subject of the refusal's values, or 0.
+ * @subject: Subject of a refusal's values, which are b, requested, and c,
+ * granted (R34); or 0.
  * @vm: VM number, or all ones.
  * @reserved: Zero.
  * @a: Depends on kind.
- * @b: Depends on kind.
- * @c: Depends on kind.
+ * @b: Depends on kind; of a refusal the requested value.
+ * @c: Depends on kind; of a refusal the granted value.
  * @pfn: Offending PFN of a refusal, or all ones.
  */
 struct pfnguard_trace_record {

@@ -58,7 +58,7 @@ wire! {
         pub rule: u16,
         /// `Status`.
         pub status: i32,
-        /// `Subject` of the refusal's values, or 0.
+        /// `Subject` of a refusal's values, which are `b`, requested, and `c`, granted (R34); or 0.
         pub subject: u16,
         /// VM number, or all ones.
         pub vm: u16,
@@ -66,9 +66,9 @@ wire! {
         pub reserved: u32,
         /// Depends on `kind`.
         pub a: u64,
-        /// Depends on `kind`.
+        /// Depends on `kind`; of a refusal the requested value.
         pub b: u64,
-        /// Depends on `kind`.
+        /// Depends on `kind`; of a refusal the granted value.
         pub c: u64,
         /// Offending PFN of a refusal, or all ones.
         pub pfn: u64,

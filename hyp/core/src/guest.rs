@@ -213,7 +213,8 @@ fn query<M: Machine>(
     Ok(Reply([word, pages, 0, 0]))
 }
 
-/// The promise about a page of RAM, packed for QUERY; `None` where nothing is mapped.
+/// The promise about a page of RAM, packed for QUERY; `None` where no RAM is mapped: what a
+/// binding has installed there is promised by its region.
 fn ram_promise<M: Machine>(
     host: &Host<M>,
     guest: &Vm<M>,
@@ -226,8 +227,8 @@ fn ram_promise<M: Machine>(
         FrameState::HostSharedGuest { .. } | FrameState::GuestSharedHost { .. } => {
             promise = promise.with(Promise::SHARED);
         }
-        FrameState::NoPage
-        | FrameState::HostOwned
+        FrameState::NoPage => return None,
+        FrameState::HostOwned
         | FrameState::HostSharedHyp { .. }
         | FrameState::HypOwned
         | FrameState::HypReadable

@@ -106,8 +106,10 @@ pub struct GuestGuard<'a, M: Machine> {
 impl<M: Machine> Hypervisor<M> {
     /// Makes the hypervisor from what launch found.
     pub fn new(launch: Launch<M>) -> Self {
+        // What refusals call present is what INFO says: the platform's word on Normal-NC included.
+        let capabilities = launch.regions.capabilities();
         Self {
-            features: launch.features,
+            features: Features { capabilities, ..launch.features },
             trace_pages: launch.trace_pages,
             host: TicketMutex::new(Host {
                 vmemmap: launch.vmemmap,

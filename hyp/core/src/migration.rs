@@ -53,15 +53,18 @@ pub fn export<M: Machine>(
 }
 
 fn empty_header(contract: ContractFlags) -> MigrationHeader {
-    let capabilities =
-        if contract.contains(ContractFlags::MTE) { Capabilities::MTE } else { Capabilities::NONE };
     MigrationHeader {
         magic: MAGIC,
         version: VERSION,
         contract: contract.raw(),
-        capabilities: capabilities.raw(),
+        capabilities: required_by(contract).raw(),
         ..MigrationHeader::zeroed()
     }
+}
+
+/// Returns what a contract needs of every host, regions aside (R20).
+fn required_by(contract: ContractFlags) -> Capabilities {
+    if contract.contains(ContractFlags::MTE) { Capabilities::MTE } else { Capabilities::NONE }
 }
 
 /// Returns what a binding rests on; the next host must not do with less.
@@ -172,6 +175,8 @@ impl Claim {
         let contract = contract.ok_or(bad(u64::from(ContractFlags::ALL.raw())))?;
         let capabilities = Capabilities::from_raw(header.capabilities);
         let capabilities = capabilities.ok_or(bad(Capabilities::ALL.raw()))?;
+        // The contract counts, whatever the descriptor claims to rest on.
+        let capabilities = capabilities.with(required_by(contract));
         Ok(Self { items, contract, capabilities })
     }
 }

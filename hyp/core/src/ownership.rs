@@ -83,7 +83,8 @@ pub fn host_share_guest<M: Machine>(
         return Err(HcallError::Contract);
     }
     let map = check_target(&host.regions, &mut guest.stage2, vm, (pages, ipa), &features)?;
-    let lend = host.vmemmap.check_steps(pages, FrameState::HostOwned, lend_step)?;
+    let lend = host.vmemmap.check_steps(pages, FrameState::HostOwned, lend_step);
+    let lend = lend.map_err(lent_too_often)?;
     let old = lend.first().page_state();
 
     hand_over(cpu, &features, pages);
@@ -356,6 +357,18 @@ fn lend_step(state: FrameState) -> Option<FrameState> {
         | FrameState::HypReadable
         | FrameState::GuestOwned { .. }
         | FrameState::GuestSharedHost { .. } => None,
+    }
+}
+
+/// A lent page can be lent once more, but for one that is lent as often as a record can say.
+#[cold]
+#[allow(clippy::wildcard_enum_match_arm, reason = "one refusal among all means something else")]
+fn lent_too_often(refusal: HcallError) -> HcallError {
+    match refusal {
+        HcallError::PageState { pfn, found: PageState::HostSharedGuest, .. } => {
+            HcallError::Pinned { pfn }
+        }
+        other => other,
     }
 }
 

@@ -77,8 +77,10 @@ impl TraceRing {
         );
     }
 
-    /// Writes one record of a refusal (R34).
+    /// Writes one record of a refusal: the requested and the granted value are its `b` and `c`,
+    /// whatever the event says there (R34).
     pub fn refuse(&mut self, now: u64, event: Event, refusal: &Refusal) {
+        let event = Event { b: refusal.requested, c: refusal.granted, ..event };
         let outcome = Outcome {
             status: refusal.status,
             rule: refusal.rule.map_or(0, pfnguard_shared::Rule::raw),

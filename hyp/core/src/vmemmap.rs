@@ -9,6 +9,7 @@ mod steps;
 use core::ops::Range;
 
 use arrayvec::ArrayVec;
+use pfnguard_shared::vm::PageState;
 
 use crate::addr::{Pfn, PfnRange};
 use crate::error::HcallError;
@@ -328,19 +329,10 @@ fn refusal(pfn: Pfn, needed: FrameState, found: FrameState) -> HcallError {
     }
 }
 
-/// A frame that only a count keeps from the call: an argument page, or one that is lent as often
-/// as a record can say.
+/// An argument page where a page lent to the hypervisor is needed: only its pins keep it.
 fn is_pinned(needed: FrameState, found: FrameState) -> bool {
-    match found {
-        FrameState::HostSharedHyp { .. } => needed.page_state() == found.page_state(),
-        FrameState::HostSharedGuest { count } => count == u8::MAX,
-        FrameState::NoPage
-        | FrameState::HostOwned
-        | FrameState::HypOwned
-        | FrameState::HypReadable
-        | FrameState::GuestOwned { .. }
-        | FrameState::GuestSharedHost { .. } => false,
-    }
+    let lent = PageState::HostSharedHyp;
+    needed.page_state() == lent && found.page_state() == lent
 }
 
 fn chunks_of(bank: &PfnRange) -> u64 {

@@ -52,11 +52,13 @@ fn r34_every_call_leaves_exactly_one_call_record_with_its_outcome() {
         (HostFunction::VmFree, [3, 0], Status::NotFound),
     ] {
         let written = c.trace.written();
-        call(&hv, c, function, &args);
+        let regs = call(&hv, c, function, &args);
         assert_eq!(c.trace.written(), written + 1);
         let record = c.trace.newest().unwrap();
         assert_eq!((record.kind, record.status), (TraceKind::HostCall.raw(), status.raw()));
-        assert_eq!((record.a, record.b), (u64::from(function.raw()), args[0]));
+        // What was asked for; of a refusal, what the registers say of it.
+        let facts = if status == Status::Success { args } else { [regs[3], regs[4]] };
+        assert_eq!((record.a, [record.b, record.c]), (u64::from(function.raw()), facts));
     }
 }
 

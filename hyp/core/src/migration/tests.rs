@@ -223,3 +223,18 @@ fn garbage_items_fail_one_by_one() {
         assert_ne!(items[0].status, 0);
     }
 }
+
+/// A descriptor can leave its claim out; the contract still counts (R20).
+#[test]
+fn r20_a_contract_with_mte_needs_mte_whatever_is_claimed() {
+    let mte = ContractFlags::MTE;
+    let mut descriptor = Bench::source(Capabilities::ALL, mte).export();
+    let claims = core::mem::offset_of!(MigrationHeader, capabilities);
+    let claimed = u64::from_le_bytes(descriptor[claims..claims + 8].try_into().unwrap());
+    let without = claimed & !Capabilities::MTE.raw();
+    descriptor[claims..claims + 8].copy_from_slice(&without.to_le_bytes());
+    let mut target =
+        Bench::new(vec![mmio(), memory()], Capabilities::ALL.without(Capabilities::MTE));
+    let (_, header, _) = target.check(&descriptor);
+    assert_eq!((header.missing, header.rule), (Capabilities::MTE.raw(), Rule::R20.raw()));
+}

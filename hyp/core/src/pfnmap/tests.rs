@@ -1,8 +1,10 @@
+use std::sync::{Arc, Mutex};
 use std::vec;
 use std::vec::Vec;
 
 use pfnguard_shared::info::{Capabilities, RegionInfo};
 use pfnguard_shared::request::{CHECK_DECISIONS_OFFSET, Decision};
+use pfnguard_shared::trace::TraceRecord;
 use pfnguard_shared::vm::{ContractFlags, Promise};
 use pfnguard_shared::{HostFunction, MemType, NO_PFN, Perms, Rule, Status, Subject};
 use zerocopy::{FromBytes, IntoBytes};
@@ -12,7 +14,7 @@ use crate::addr::{Pfn, PfnRange, PhysAddr};
 use crate::fake::{self, FakeMachine, Op, RAM, Setup, assert_consistent, snapshot, take_log};
 use crate::host::AbortOutcome;
 use crate::hypervisor::Hypervisor;
-use crate::machine::{RegisterWidth, Stage2Attrs, Stage2Type, TagAccess};
+use crate::machine::{GuestExit, RegisterWidth, Stage2Attrs, Stage2Type, TagAccess};
 use crate::manifest::{Entry, Register, Reset};
 use crate::region::fixture::{MEMORY, MMIO, memory, mmio, range, request};
 
@@ -126,11 +128,10 @@ impl Bench {
         item
     }
 
-    /// Kind, rule and `b` of the record before that of the last host call.
-    fn record_before_the_call(&self) -> (u16, u16, u64) {
+    /// The record before that of the last host call.
+    fn record_before_the_call(&self) -> TraceRecord {
         let trace = &self.cpu.trace;
-        let record = trace.record_at(trace.written() - 2).unwrap();
-        (record.kind, record.rule, record.b)
+        *trace.record_at(trace.written() - 2).unwrap()
     }
 
     /// Judges one request by CHECK.
@@ -316,8 +317,10 @@ fn r34_a_refusal_is_explained_in_the_registers_and_in_the_trace() {
     let regs = bench.call(HostFunction::PfnmapBind, &registers(&wire));
     let word = u64::from(Rule::R06.raw()) | u64::from(Subject::Types.raw()) << 16;
     assert_eq!(&regs[..5], &[Status::Unsupported.to_register(), word, MMIO.0, 4, 3]);
-    let (kind, rule, page) = bench.record_before_the_call();
-    assert_eq!((kind, rule, page), (TraceKind::Decision.raw(), Rule::R06.raw(), MMIO.0));
+    let record = bench.record_before_the_call();
+    assert_eq!((record.kind, record.rule), (TraceKind::Decision.raw(), Rule::R06.raw()));
+    assert_eq!((record.subject, record.pfn), (Subject::Types.raw(), MMIO.0));
+    assert_eq!((record.a, record.b, record.c), (wire.word().0, 4, 3));
 }
 
 #[test]
@@ -521,9 +524,9 @@ fn r42_a_poll_that_fails_loses_the_region_for_good_and_leaves_a_record() {
     bench.bind(&donate(MemType::Device));
     take_log();
     assert_eq!(bench.unbind(0, MEMORY.0), raw(RegionState::Lost));
-    let (kind, rule, change) = bench.record_before_the_call();
-    assert_eq!((kind, rule), (TraceKind::Region.raw(), Rule::R42.raw()));
-    assert_eq!(change, raw(RegionState::Donated) << 8 | raw(RegionState::Lost));
+    let record = bench.record_before_the_call();
+    assert_eq!((record.kind, record.rule), (TraceKind::Region.raw(), Rule::R42.raw()));
+    assert_eq!((record.b, record.c), (raw(RegionState::Free), raw(RegionState::Lost)));
     let reads = take_log();
     let reads = reads.iter().filter(|op| matches!(op, Op::ReadRegister { .. }));
     assert_eq!(reads.count(), 3);
@@ -609,6 +612,31 @@ fn r23_a_guest_is_told_what_its_binding_promises() {
     let bits = bits.with(Promise::EXCLUSIVES).with(Promise::ATOMICS);
     assert_eq!(promised.word, u64::from(bits.raw()) << 16 | 2 << 8 | 3);
     assert_eq!(ask(MEMORY.0 - 1, 2), None);
+}
+
+/// RAM of the VM's own ends where a binding begins, whatever both are mapped with.
+#[test]
+fn r23_a_promise_about_ram_ends_where_a_region_begins() {
+    const QUERY: u64 = 0xc600_0180;
+    let mut bench = both();
+    bench.bind(&Request { perms: Perms::ALL.raw(), ..share(MemType::Cacheable) });
+    let (ram, ipa) = (RAM.0 + 40, MEMORY.0 - 2);
+    bench.done(HostFunction::HostDonateGuest, &[0, ram, ipa, 2]);
+    bench.done(HostFunction::VcpuInit, &[0, 0, 0, 0]);
+    let answer = Arc::new(Mutex::new([0; 3]));
+    let copy = Arc::clone(&answer);
+    bench.cpu.local.scene(move |context| {
+        context.regs[..4].copy_from_slice(&[QUERY, ipa, 100, 0]);
+        GuestExit::Sync { esr: 0x16 << 26, far: 0, hpfar: 0 }
+    });
+    bench.cpu.local.scene(move |context| {
+        copy.lock().unwrap().copy_from_slice(&context.regs[..3]);
+        GuestExit::Interrupt
+    });
+    bench.done(HostFunction::VcpuRun, &[0, 0, 0]);
+    let [status, word, pages] = *answer.lock().unwrap();
+    assert_eq!((status, pages), (0, 2), "{word:#x}");
+    assert_eq!(word >> 16 & u64::from(Promise::PFNMAP.raw()), 0);
 }
 
 #[test]
