@@ -1,13 +1,15 @@
 //! On-demand access to frames that the hypervisor does not map: windows of one CPU.
 //!
 //! A window is a range of virtual addresses that one CPU uses, with a table of its own that exists
-//! since launch. Its descriptors are invalid but for the time of one access.
+//! since launch. Its descriptors are invalid but for the time of one access; only the last page's
+//! is valid as long as the CPU has an argument page ([`ArgSlot`]).
 
 use core::ptr::NonNull;
 
 use pfnguard_core::addr::{Pfn, PfnRange};
 use pfnguard_shared::{PAGE_SHIFT, PAGE_SIZE};
 
+use crate::arg_slot::ArgSlot;
 use crate::pool::to_usize;
 use crate::stage1::{Access, leaf_bits};
 use crate::tlb::El2Tlb;
@@ -67,10 +69,33 @@ pub(crate) struct Slots {
     pub(crate) page: u64,
 }
 
+/// The windows of one CPU.
+#[derive(Debug)]
+pub struct Windows<T> {
+    /// For the time of one access.
+    pub frames: Fixmap<T>,
+    /// For the argument page.
+    pub arg_page: ArgSlot<T>,
+}
+
+impl<T: El2Tlb + Clone> Windows<T> {
+    /// Returns the windows with the given descriptors: 512 of pages, one of a 2 MiB block.
+    ///
+    /// # Safety
+    ///
+    /// The descriptors must be invalid, of live EL2 tables, translate the pages that `pages` and
+    /// `block` say, and be reached by nothing else.
+    pub(crate) unsafe fn new(tlb: T, pages: Slots, block: Slots) -> Self {
+        let frames = Fixmap { tlb: tlb.clone(), pages, block };
+        // A range that is no whole block has at most 511 pages in one: the last slot is free.
+        Self { frames, arg_page: ArgSlot::new(tlb, pages.from(BLOCK_PAGES - 1)) }
+    }
+}
+
 // SAFETY: the descriptors are reached through one `Fixmap` only, which may move between threads.
 unsafe impl Send for Slots {}
 
-/// The windows of one CPU.
+/// The windows of one CPU on frames.
 ///
 /// Unmapping invalidates by broadcast: TLBs of other CPUs may hold speculative entries of these
 /// addresses, and must never see one change its output address or type while valid.
@@ -82,16 +107,6 @@ pub struct Fixmap<T> {
 }
 
 impl<T: El2Tlb> Fixmap<T> {
-    /// Returns the windows with the given descriptors: 512 of pages, one of a 2 MiB block.
-    ///
-    /// # Safety
-    ///
-    /// The descriptors must be invalid, of live EL2 tables, translate the pages that `pages` and
-    /// `block` say, and be reached by nothing else.
-    pub(crate) unsafe fn new(tlb: T, pages: Slots, block: Slots) -> Self {
-        Self { tlb, pages, block }
-    }
-
     /// Maps `range`, at most as many leaves as there are slots, calls `access` and unmaps it.
     fn with<R>(
         &mut self,
@@ -119,8 +134,15 @@ impl<T: El2Tlb> Fixmap<T> {
 }
 
 impl Slots {
+    /// Returns the slots from number `index` on.
+    fn from(&self, index: u64) -> Self {
+        // SAFETY: callers pass the index of a slot.
+        let descriptors = unsafe { self.descriptors.add(to_usize(index)) };
+        Self { descriptors, page: self.page + index }
+    }
+
     /// Stores `new` in a descriptor that holds `old`.
-    fn change(&self, index: u64, old: u64, new: u64) {
+    pub(crate) fn change(&self, index: u64, old: u64, new: u64) {
         // SAFETY: callers pass the index of a slot.
         let descriptor = unsafe { self.descriptors.add(to_usize(index)) };
         // SAFETY: the descriptors are this CPU's and mapped (`Fixmap::new`).
@@ -131,14 +153,14 @@ impl Slots {
     }
 
     /// Returns where the first slot's page is seen.
-    fn pointer(&self) -> NonNull<u8> {
+    pub(crate) fn pointer(&self) -> NonNull<u8> {
         let address = core::ptr::with_exposed_provenance_mut(to_usize(self.page << PAGE_SHIFT));
         NonNull::new(address).expect("windows are far above address 0")
     }
 
     /// Returns the pages to invalidate for `leaves` slots: one in each leaf would do, and a window
     /// holds either pages or one block.
-    fn pages(&self, leaves: u64) -> PfnRange {
+    pub(crate) fn pages(&self, leaves: u64) -> PfnRange {
         PfnRange::new(Pfn(self.page), leaves).expect("windows are inside the address space")
     }
 }
@@ -199,7 +221,7 @@ mod tests {
         // SAFETY: the memory is new, zero, and only these tables'.
         let tables = unsafe { El2Tables::new(config, memory.range(), tlb.clone()) };
         // SAFETY: once.
-        let window = unsafe { tables.fixmap(1) };
+        let window = unsafe { tables.windows(1) }.frames;
         let root = tables.regs(48).ttbr0;
         // The pages stay; dropping the tables would put them on a list.
         std::mem::forget(tables);

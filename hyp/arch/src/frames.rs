@@ -25,9 +25,6 @@ impl<W: Window, C: DataCache> FrameAccess<W, C> {
     }
 }
 
-/// Bytes moved at once where alignment allows.
-const CHUNK: usize = size_of::<u64>();
-
 impl<W: Window, C: DataCache> Frames for FrameAccess<W, C> {
     fn zero(&mut self, range: PfnRange) {
         let cache = &self.cache;
@@ -69,26 +66,6 @@ impl<W: Window, C: DataCache> Frames for FrameAccess<W, C> {
         });
     }
 
-    fn read(&mut self, pfn: Pfn, offset: usize, buf: &mut [u8]) {
-        assert!(offset + buf.len() <= PAGE_SIZE, "read past a frame: hypervisor bug");
-        self.window.with_page(pfn, WindowType::Cacheable, |page| {
-            // SAFETY: `offset` is inside the page.
-            let start = unsafe { page.add(offset) };
-            // SAFETY: the bytes are inside the page, which is mapped.
-            unsafe { copy_from(start, buf) };
-        });
-    }
-
-    fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) {
-        assert!(offset + bytes.len() <= PAGE_SIZE, "write past a frame: hypervisor bug");
-        self.window.with_page(pfn, WindowType::Cacheable, |page| {
-            // SAFETY: `offset` is inside the page.
-            let start = unsafe { page.add(offset) };
-            // SAFETY: the bytes are inside the page, which is mapped writable.
-            unsafe { copy_to(start, bytes) };
-        });
-    }
-
     fn forget_instructions(&mut self) {
         self.cache.forget_instructions();
     }
@@ -105,91 +82,12 @@ impl<W: Window, C: DataCache> Frames for FrameAccess<W, C> {
     }
 }
 
-/// Copies memory that others may write meanwhile into `buf`; every byte is read once.
-///
-/// # Safety
-///
-/// `start` must be valid for volatile reads of `buf.len()` bytes.
-unsafe fn copy_from(start: NonNull<u8>, buf: &mut [u8]) {
-    if start.addr().get() % CHUNK != buf.as_ptr().addr() % CHUNK {
-        // SAFETY: all of the caller's bytes.
-        return unsafe { read_each(start, buf) };
-    }
-    // SAFETY: every value of eight bytes is a `u64`.
-    let (head, words, tail) = unsafe { buf.align_to_mut::<u64>() };
-    let (middle, end) = (head.len(), head.len() + size_of_val(words));
-    // SAFETY: the caller's bytes, from the first on.
-    unsafe { read_each(start, head) };
-    // SAFETY: inside the caller's bytes.
-    let words_at = unsafe { start.add(middle) };
-    // SAFETY: the caller's bytes, as far as the words go, and aligned as `words` are.
-    unsafe { read_each(words_at.cast(), words) };
-    // SAFETY: inside the caller's bytes.
-    let tail_at = unsafe { start.add(end) };
-    // SAFETY: the last of the caller's bytes.
-    unsafe { read_each(tail_at, tail) };
-}
-
-/// Reads `values.len()` values, each once.
-///
-/// # Safety
-///
-/// `from` must be aligned and valid for volatile reads of as many values.
-unsafe fn read_each<T: Copy>(from: NonNull<T>, values: &mut [T]) {
-    let mut next = from.as_ptr().cast_const();
-    for value in values {
-        // SAFETY: one of the caller's values.
-        *value = unsafe { next.read_volatile() };
-        next = next.wrapping_add(1);
-    }
-}
-
-/// Copies `bytes` to memory that others may access meanwhile.
-///
-/// # Safety
-///
-/// `start` must be valid for volatile writes of `bytes.len()` bytes.
-unsafe fn copy_to(start: NonNull<u8>, bytes: &[u8]) {
-    if start.addr().get() % CHUNK != bytes.as_ptr().addr() % CHUNK {
-        // SAFETY: all of the caller's bytes.
-        return unsafe { write_each(start, bytes) };
-    }
-    // SAFETY: every value of eight bytes is a `u64`.
-    let (head, words, tail) = unsafe { bytes.align_to::<u64>() };
-    let (middle, end) = (head.len(), head.len() + size_of_val(words));
-    // SAFETY: the caller's bytes, from the first on.
-    unsafe { write_each(start, head) };
-    // SAFETY: inside the caller's bytes.
-    let words_at = unsafe { start.add(middle) };
-    // SAFETY: the caller's bytes, as far as the words go, and aligned as `words` are.
-    unsafe { write_each(words_at.cast(), words) };
-    // SAFETY: inside the caller's bytes.
-    let tail_at = unsafe { start.add(end) };
-    // SAFETY: the last of the caller's bytes.
-    unsafe { write_each(tail_at, tail) };
-}
-
-/// Writes every value.
-///
-/// # Safety
-///
-/// `to` must be aligned and valid for volatile writes of as many values.
-unsafe fn write_each<T: Copy>(to: NonNull<T>, values: &[T]) {
-    let mut next = to.as_ptr();
-    for value in values {
-        // SAFETY: one of the caller's values.
-        unsafe { next.write_volatile(*value) };
-        next = next.wrapping_add(1);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     extern crate std;
 
     use std::cell::RefCell;
     use std::rc::Rc;
-    use std::vec;
     use std::vec::Vec;
 
     use super::*;
@@ -259,25 +157,6 @@ mod tests {
     }
 
     #[test]
-    fn copies_of_every_alignment_and_length_are_exact() {
-        let (mut frames, _, _) = frames();
-        let pattern: Vec<u8> = (0..=255).cycle().take(PAGE_SIZE).collect();
-        frames.write(Pfn(START), 0, &pattern);
-        for offset in (0..17).chain([PAGE_SIZE - 20]) {
-            for len in 0..20 {
-                let mut buf = vec![0; len];
-                frames.read(Pfn(START), offset, &mut buf);
-                assert_eq!(buf, pattern[offset..offset + len]);
-                frames.write(Pfn(START + 1), offset, &buf);
-                let mut back = vec![0; len + 1];
-                frames.read(Pfn(START + 1), offset, &mut back);
-                assert_eq!((&back[..len], back[len]), (&buf[..], 0xff));
-                frames.write(Pfn(START + 1), offset, &vec![0xff; len]);
-            }
-        }
-    }
-
-    #[test]
     fn registers_are_read_as_device_in_their_width() {
         let (mut frames, memory, types) = frames();
         memory.set_word((START << 12) + 0x18, 0x1122_3344_5566_7788);
@@ -293,12 +172,5 @@ mod tests {
         let (mut frames, _, types) = frames();
         frames.clean_invalidate(middle());
         assert_eq!(*types.borrow(), [WindowType::Device]);
-    }
-
-    #[test]
-    #[should_panic(expected = "hypervisor bug")]
-    fn a_read_past_the_frame_is_our_own_bug() {
-        let (mut frames, _, _) = frames();
-        frames.read(Pfn(START), PAGE_SIZE - 1, &mut [0; 2]);
     }
 }

@@ -273,7 +273,7 @@ impl Mapped {
                     Some(stacks) => unsafe { PerCpu::init(index, mpidr, stacks) },
                 };
                 // SAFETY: once for each CPU.
-                let windows = unsafe { tables.fixmap(to_u64(number)) };
+                let windows = unsafe { tables.windows(to_u64(number)) };
                 let local = LocalCpu::new(windows, cache);
                 (percpu, Cpu { index, local, trace: ring(trace, number), arg_page: None })
             })

@@ -10,6 +10,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod arg_slot;
 pub mod attrs;
 pub mod barrier;
 pub mod cache;

@@ -2,16 +2,17 @@
 
 use pfnguard_core::addr::{IpaPfn, Pfn, PfnRange, PhysAddr};
 use pfnguard_core::machine::{
-    Clock, Features, Firmware, Frames, GuestExit, Machine, RegisterWidth, Vmid, World,
+    ArgWindow, Clock, Features, Firmware, Frames, GuestExit, Machine, RegisterWidth, Vmid, World,
 };
 use pfnguard_core::vcpu::VcpuContext;
 use spin::Once;
 
+use crate::arg_slot::ArgSlot;
 use crate::attrs::{Encoding, Fwb, MtePerm};
 use crate::boot::{Mmu, secondary_entry};
 use crate::cache::CacheGeometry;
 use crate::features::IdRegisters;
-use crate::fixmap::Fixmap;
+use crate::fixmap::{Fixmap, Windows};
 use crate::frames::FrameAccess;
 use crate::inject::StateRules;
 use crate::pool::PhysMap;
@@ -150,13 +151,15 @@ pub(crate) fn secondary() -> Secondary {
 #[derive(Debug)]
 pub struct LocalCpu {
     frames: FrameAccess<Fixmap<HardwareTlb>, CacheGeometry>,
+    arg_page: ArgSlot<HardwareTlb>,
     pub(crate) switch: Option<Switch>,
 }
 
 impl LocalCpu {
     /// Returns the CPU that uses `windows`.
-    pub fn new(windows: Fixmap<HardwareTlb>, cache: CacheGeometry) -> Self {
-        Self { frames: FrameAccess::new(windows, cache), switch: None }
+    pub fn new(windows: Windows<HardwareTlb>, cache: CacheGeometry) -> Self {
+        let Windows { frames, arg_page } = windows;
+        Self { frames: FrameAccess::new(frames, cache), arg_page, switch: None }
     }
 
     fn switch(&mut self) -> &mut Switch {
@@ -177,20 +180,32 @@ impl Frames for LocalCpu {
         self.frames.clean_invalidate(range);
     }
 
-    fn read(&mut self, pfn: Pfn, offset: usize, buf: &mut [u8]) {
-        self.frames.read(pfn, offset, buf);
-    }
-
-    fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) {
-        self.frames.write(pfn, offset, bytes);
-    }
-
     fn forget_instructions(&mut self) {
         self.frames.forget_instructions();
     }
 
     fn read_register(&mut self, addr: PhysAddr, width: RegisterWidth) -> Option<u64> {
         self.frames.read_register(addr, width)
+    }
+}
+
+impl ArgWindow for LocalCpu {
+    fn show(&mut self, pfn: Pfn) {
+        self.arg_page.show(pfn);
+    }
+
+    fn hide(&mut self) {
+        self.arg_page.hide();
+    }
+
+    #[inline]
+    fn load(&self, first: usize, words: &mut [u64]) {
+        self.arg_page.load(first, words);
+    }
+
+    #[inline]
+    fn store(&mut self, first: usize, words: &[u64]) {
+        self.arg_page.store(first, words);
     }
 }
 

@@ -7,7 +7,7 @@ use pfnguard_core::addr::{PfnRange, PhysAddr};
 use pfnguard_core::machine::El2Stage1;
 use pfnguard_shared::PAGE_SHIFT;
 
-use crate::fixmap::{Fixmap, Slots, WINDOW_PAGES, WindowType, window_page};
+use crate::fixmap::{Slots, WINDOW_PAGES, WindowType, Windows, window_page};
 use crate::pool::{PhysMap, TablePool, blocks_touched, to_u64, to_usize};
 use crate::stage2::physical_size;
 use crate::tlb::El2Tlb;
@@ -236,7 +236,7 @@ impl<T: El2Tlb + Clone> El2Tables<T> {
     /// # Panics
     ///
     /// Where the tables were built for fewer CPUs.
-    pub unsafe fn fixmap(&self, cpu: u64) -> Fixmap<T> {
+    pub unsafe fn windows(&self, cpu: u64) -> Windows<T> {
         assert!(cpu < self.cpus, "no windows for CPU {cpu}: hypervisor bug");
         let map = self.table.translation().map();
         let slots = |page, level| {
@@ -248,7 +248,7 @@ impl<T: El2Tlb + Clone> El2Tables<T> {
         let block = slots(window_page(cpu) + pages_at(MID_LEVEL), MID_LEVEL);
         // SAFETY: nothing else writes descriptors at these addresses: sections and donated pages
         // lie below (`map_section`, `map`), other CPUs have others, and this CPU asks once (caller).
-        unsafe { Fixmap::new(self.tlb.clone(), pages, block) }
+        unsafe { Windows::new(self.tlb.clone(), pages, block) }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::addr::{IpaPfn, PFN_LIMIT, Pfn, PfnRange};
 use crate::call::{Args, function};
 use crate::error::HcallError;
 use crate::hypervisor::{Cpu, Host, Hypervisor, MAX_CPUS, MAX_VCPUS, MAX_VMS, Unlocked};
-use crate::machine::{Clock, Machine};
+use crate::machine::{ArgWindow, Clock, Machine};
 use crate::trace::{Event, NO_VM};
 use crate::vcpu::{self, CpuIndex};
 use crate::vm;
@@ -282,8 +282,10 @@ fn arg_page_set<M: Machine>(
     let mut host = door.lock_host();
     pin(&mut host, page)?;
     if let Some(old) = cpu.arg_page.replace(page) {
+        cpu.local.hide();
         unpin(&mut host, old);
     }
+    cpu.local.show(page);
     Ok(Reply::NONE)
 }
 
@@ -296,6 +298,8 @@ fn arg_page_clear<M: Machine>(
     cpu: &mut Cpu<M>,
 ) -> Result<Reply, HcallError> {
     let page = cpu.arg_page.take().ok_or(HcallError::NoArgPage)?;
+    // Before the host may give the page to somebody else.
+    cpu.local.hide();
     unpin(&mut door.lock_host(), page);
     Ok(Reply::NONE)
 }

@@ -16,11 +16,12 @@ use std::{thread_local, vec};
 
 use pfnguard_shared::PAGE_SIZE;
 use pfnguard_shared::manifest::BlockSizes;
+use zerocopy::IntoBytes;
 
 use crate::addr::{IpaPfn, IpaRange, Pfn, PfnRange, PhysAddr};
 use crate::machine::{
-    Clock, El2Stage1, Firmware, Frames, GuestExit, GuestLeaf, GuestStage2, HostStage2, Machine,
-    PlannedMap, PlannedUnmap, RegisterWidth, Stage2Attrs, Vmid, World,
+    ArgWindow, Clock, El2Stage1, Firmware, Frames, GuestExit, GuestLeaf, GuestStage2, HostStage2,
+    Machine, PlannedMap, PlannedUnmap, RegisterWidth, Stage2Attrs, Vmid, World,
 };
 use crate::vcpu::VcpuContext;
 
@@ -354,6 +355,8 @@ pub struct FakeCpu {
     pub answers: VecDeque<[u64; 4]>,
     /// What a probe returns.
     pub par: u64,
+    /// The argument page that is shown.
+    pub shown: Option<Pfn>,
 }
 
 impl core::fmt::Debug for FakeCpu {
@@ -375,6 +378,20 @@ impl FakeCpu {
     /// Sets the values that a device register returns, in order.
     pub fn register(&mut self, addr: PhysAddr, values: &[u64]) {
         self.registers.insert(addr, values.iter().copied().collect());
+    }
+
+    /// Copies bytes of a frame.
+    pub fn read(&self, pfn: Pfn, offset: usize, buf: &mut [u8]) {
+        self.with_page(pfn, |page| buf.copy_from_slice(&page[offset..offset + buf.len()]));
+    }
+
+    /// Writes bytes of a frame.
+    pub fn write(&self, pfn: Pfn, offset: usize, bytes: &[u8]) {
+        self.with_page(pfn, |page| page[offset..offset + bytes.len()].copy_from_slice(bytes));
+    }
+
+    fn arg_page(&self) -> Pfn {
+        self.shown.expect("no argument page is shown: hypervisor bug")
     }
 
     fn with_page<R>(&self, pfn: Pfn, use_page: impl FnOnce(&mut [u8; PAGE_SIZE]) -> R) -> R {
@@ -403,14 +420,6 @@ impl Frames for FakeCpu {
         log(Op::CleanInvalidate { range });
     }
 
-    fn read(&mut self, pfn: Pfn, offset: usize, buf: &mut [u8]) {
-        self.with_page(pfn, |page| buf.copy_from_slice(&page[offset..offset + buf.len()]));
-    }
-
-    fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) {
-        self.with_page(pfn, |page| page[offset..offset + bytes.len()].copy_from_slice(bytes));
-    }
-
     fn forget_instructions(&mut self) {
         log(Op::ForgetInstructions);
     }
@@ -425,6 +434,24 @@ impl Frames for FakeCpu {
             Some(values) => values.front().copied(),
             None => Some(0),
         }
+    }
+}
+
+impl ArgWindow for FakeCpu {
+    fn show(&mut self, pfn: Pfn) {
+        assert_eq!(self.shown.replace(pfn), None, "two argument pages in one window");
+    }
+
+    fn hide(&mut self) {
+        self.shown.take().expect("nothing to hide");
+    }
+
+    fn load(&self, first: usize, words: &mut [u64]) {
+        self.read(self.arg_page(), first * size_of::<u64>(), words.as_mut_bytes());
+    }
+
+    fn store(&mut self, first: usize, words: &[u64]) {
+        self.write(self.arg_page(), first * size_of::<u64>(), words.as_bytes());
     }
 }
 

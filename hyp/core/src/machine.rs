@@ -19,7 +19,7 @@ pub trait Machine: Sized + 'static {
     /// The hypervisor's own stage 1.
     type El2Stage1: El2Stage1;
     /// What one CPU can do for the core.
-    type Cpu: Frames + Firmware + World + Clock;
+    type Cpu: Frames + ArgWindow + Firmware + World + Clock;
 
     /// Makes an empty guest stage 2 for `vmid` in `tables`, which are the hypervisor's, mapped at
     /// EL2 and zero. Uses one of them as the root; the others form the pool.
@@ -213,12 +213,6 @@ pub trait Frames {
     /// Cleans and invalidates every line of `range`, memory-like, to the point of coherency.
     fn clean_invalidate(&mut self, range: PfnRange);
 
-    /// Copies bytes of one frame, once, into `buf`. `offset + buf.len()` is at most a page.
-    fn read(&mut self, pfn: Pfn, offset: usize, buf: &mut [u8]);
-
-    /// Copies `bytes` into one frame. `offset + bytes.len()` is at most a page.
-    fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]);
-
     /// Makes every CPU forget instructions that it fetched: what is executed next comes from
     /// memory as it is. Needed only where instruction caches do not follow data (no DIC).
     fn forget_instructions(&mut self);
@@ -226,6 +220,23 @@ pub trait Frames {
     /// Reads a device register, aligned to `width`, after all earlier writes; `None` where nothing
     /// answers (synchronous external abort): the host may have switched the device off.
     fn read_register(&mut self, addr: PhysAddr, width: RegisterWidth) -> Option<u64>;
+}
+
+/// A view of this CPU's argument page that stays from call to call.
+pub trait ArgWindow {
+    /// Shows `pfn`: RAM that is lent to the hypervisor and stays so until [`Self::hide`] returns.
+    /// Nothing is shown yet.
+    fn show(&mut self, pfn: Pfn);
+
+    /// Ends it. No CPU reaches the page through the window on return.
+    fn hide(&mut self);
+
+    /// Copies `words` of the page that is shown from word number `first` on, each read once: the
+    /// host may write at any moment.
+    fn load(&self, first: usize, words: &mut [u64]);
+
+    /// Writes `words` to the page that is shown from word number `first` on.
+    fn store(&mut self, first: usize, words: &[u64]);
 }
 
 /// Width of a device register.

@@ -9,7 +9,6 @@ use super::*;
 use crate::addr::{Pfn, PfnRange};
 use crate::fake::{self, FakeMachine, RAM, Setup};
 use crate::hypervisor::Hypervisor;
-use crate::machine::Frames;
 use crate::region::fixture::{MEMORY, MMIO, memory, mmio, range, request};
 
 const ARG_PAGE: u64 = RAM.0 + 1;

@@ -1,17 +1,15 @@
 //! This CPU's argument page: the host may rewrite it at any moment, so every item is copied once
 //! and the copy is judged.
 
-use pfnguard_shared::PAGE_SIZE;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::addr::Pfn;
 use crate::error::HcallError;
 use crate::hypervisor::Cpu;
-use crate::machine::{Frames, Machine};
+use crate::machine::{ArgWindow, Machine};
 
-/// The argument page of one CPU.
+/// Proof that a CPU has an argument page: from ARG_PAGE_SET to ARG_PAGE_CLEAR it is shown.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ArgPage(Pfn);
+pub(crate) struct ArgPage(());
 
 impl ArgPage {
     /// Returns the argument page of `cpu`. It is pinned: it stays the hypervisor's to access.
@@ -19,42 +17,25 @@ impl ArgPage {
     /// # Errors
     /// `NoArgPage` where the host set none.
     pub fn of<M: Machine>(cpu: &Cpu<M>) -> Result<Self, HcallError> {
-        cpu.arg_page.map(Self).ok_or(HcallError::NoArgPage)
+        cpu.arg_page.map(|_| Self(())).ok_or(HcallError::NoArgPage)
     }
 
     /// Copies item number `index` of an array that starts at byte `base`.
+    #[inline]
     pub fn read<M: Machine, T: FromBytes + IntoBytes>(
         self,
-        cpu: &mut Cpu<M>,
+        cpu: &Cpu<M>,
         base: usize,
         index: usize,
     ) -> T {
         let mut item = T::new_zeroed();
-        cpu.local.read(self.0, offset::<T>(base, index), item.as_mut_bytes());
+        let words = <[u64]>::mut_from_bytes(item.as_mut_bytes()).expect(WHOLE_WORDS);
+        cpu.local.load(first_word::<T>(base, index), words);
         item
     }
 
-    /// Copies `items` from byte `base` on.
-    pub fn read_all<M: Machine, T: FromBytes + IntoBytes>(
-        self,
-        cpu: &mut Cpu<M>,
-        base: usize,
-        items: &mut [T],
-    ) {
-        cpu.local.read(self.0, base, items.as_mut_bytes());
-    }
-
-    /// Writes `items` from byte `base` on.
-    pub fn write_all<M: Machine, T: IntoBytes + Immutable>(
-        self,
-        cpu: &mut Cpu<M>,
-        base: usize,
-        items: &[T],
-    ) {
-        cpu.local.write(self.0, base, items.as_bytes());
-    }
-
     /// Writes item number `index` of an array that starts at byte `base`.
+    #[inline]
     pub fn write<M: Machine, T: IntoBytes + Immutable>(
         self,
         cpu: &mut Cpu<M>,
@@ -62,13 +43,15 @@ impl ArgPage {
         index: usize,
         item: &T,
     ) {
-        cpu.local.write(self.0, offset::<T>(base, index), item.as_bytes());
+        let words = <[u64]>::ref_from_bytes(item.as_bytes()).expect(WHOLE_WORDS);
+        cpu.local.store(first_word::<T>(base, index), words);
     }
 }
 
-fn offset<T>(base: usize, index: usize) -> usize {
-    let start = size_of::<T>().checked_mul(index).and_then(|bytes| bytes.checked_add(base));
-    let fits =
-        |start: &usize| start.checked_add(size_of::<T>()).is_some_and(|end| end <= PAGE_SIZE);
-    start.filter(fits).expect("item past the argument page: hypervisor bug")
+/// All structures in the page are made of words, and start at one.
+const WHOLE_WORDS: &str = "an item that is not made of words: hypervisor bug";
+
+fn first_word<T>(base: usize, index: usize) -> usize {
+    let start = size_of::<T>().wrapping_mul(index).wrapping_add(base);
+    start / size_of::<u64>()
 }

@@ -3,7 +3,7 @@
 use pfnguard_shared::Mode;
 use pfnguard_shared::info::{Capabilities, RegionInfo};
 use pfnguard_shared::manifest::RegionFlags;
-use pfnguard_shared::request::{CHECK_DECISIONS_OFFSET, Decision, MAX_CHECK_ITEMS, Request};
+use pfnguard_shared::request::{CHECK_DECISIONS_OFFSET, Decision, Request};
 use pfnguard_shared::vm::{ContractFlags, Promise, VmState};
 
 use super::{ArgPage, check_ipa, plan, record_decision};
@@ -38,19 +38,14 @@ pub fn check<M: Machine>(
 ) -> Result<Reply, HcallError> {
     let page = ArgPage::of(cpu)?;
     let ipa_bits = door.hypervisor().features().guest_ipa_bits;
-    // One copy of the whole batch, judged after the host can no longer change it.
-    let mut requests = [Request::zeroed(); MAX_CHECK_ITEMS];
-    let mut decisions = [Decision::zeroed(); MAX_CHECK_ITEMS];
-    let (requests, decisions) = (&mut requests[..items], &mut decisions[..items]);
-    page.read_all(cpu, 0, requests);
     let mut guard = door.lock_host();
-    for (wire, verdict) in requests.iter().zip(decisions.iter_mut()) {
-        let outcome = judge(&mut guard, ipa_bits, wire);
-        record_decision(cpu, wire, &outcome);
-        *verdict = decision(&outcome);
+    for index in 0..items {
+        // One copy, judged after the host can no longer change it.
+        let wire: Request = page.read(cpu, 0, index);
+        let outcome = judge(&mut guard, ipa_bits, &wire);
+        record_decision(cpu, &wire, &outcome);
+        page.write(cpu, CHECK_DECISIONS_OFFSET, index, &decision(&outcome));
     }
-    drop(guard);
-    page.write_all(cpu, CHECK_DECISIONS_OFFSET, decisions);
     Ok(Reply::NONE)
 }
 

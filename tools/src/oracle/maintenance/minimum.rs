@@ -51,14 +51,14 @@ const DATA_ABORT: u8 = 0x24;
 const NOTHING: [u64; 8] = [0, 0, 0, 0, 0, 1, 0, 0];
 /// A page became valid in a stage 2.
 const MADE: [u64; 8] = [0, 0, 0, 0, 1, 1, 0, 0];
+/// A page became valid at EL2.
+const SHOWN: [u64; 8] = [0, 0, 0, 0, 1, 2, 0, 0];
+/// A page left EL2's stage 1.
+const HIDDEN: [u64; 8] = [0, 0, 0, 2, 3, 2, 0, 0];
 /// A page left a guest's stage 2.
 const FOREIGN: [u64; 8] = [2, 2, 0, 0, 5, 3, 0, 0];
 /// A page is zeroed through a window.
 const ZEROED: [u64; 8] = [0, 0, 0, 2, 5, 3, 64, 64];
-/// The argument page is read or written.
-const WINDOW: &str = "the argument page is reached through a window, which is opened and closed \
-    (two `DSB`, two invalidations with `DSB`, two `ISB` each time). It is shared and pinned, so it \
-    could stay mapped at EL2 as long as it is set; then the call needs nothing.";
 const DRAIN: &str = "before another VMID is selected, one `DSB NSH` waits for what the host's \
     profiling buffer and trace still hold; CPUs without FEAT_SPE and trace buffers need none.";
 const DONATED: &str = "the pages are zeroed through a window although EL2 maps them itself: the \
@@ -84,9 +84,9 @@ pub(super) const MINIMA: &[Minimum] = minima! {
     Host HVC HostFunction::Uid.raw(), "UID", NOTHING, "";
     Host HVC HostFunction::Revision.raw(), "REVISION", NOTHING, "";
     Host HVC HostFunction::Info.raw(), "INFO", NOTHING, "";
-    Host HVC HostFunction::RegionInfo.raw(), "REGION_INFO", NOTHING, WINDOW;
-    Host HVC HostFunction::ArgPageSet.raw(), "ARG_PAGE_SET", NOTHING, "";
-    Host HVC HostFunction::ArgPageClear.raw(), "ARG_PAGE_CLEAR", NOTHING, "";
+    Host HVC HostFunction::RegionInfo.raw(), "REGION_INFO", NOTHING, "";
+    Host HVC HostFunction::ArgPageSet.raw(), "ARG_PAGE_SET", SHOWN, "";
+    Host HVC HostFunction::ArgPageClear.raw(), "ARG_PAGE_CLEAR", HIDDEN, "";
     Host HVC HostFunction::TraceInfo.raw(), "TRACE_INFO", NOTHING, "";
     Host HVC HostFunction::HostShareHyp.raw(), "HOST_SHARE_HYP", NOTHING, "";
     Host HVC HostFunction::HostUnshareHyp.raw(), "HOST_UNSHARE_HYP", NOTHING, "";
@@ -110,7 +110,7 @@ pub(super) const MINIMA: &[Minimum] = minima! {
          1319367, 1319537, 1530923); a CPU without them needs one.";
     Host HVC HostFunction::VcpuGetReg.raw(), "VCPU_GET_REG", NOTHING, "";
     Host HVC HostFunction::VcpuSetReg.raw(), "VCPU_SET_REG", NOTHING, "";
-    Host HVC HostFunction::PfnmapCheck.raw(), "PFNMAP_CHECK", NOTHING, WINDOW;
+    Host HVC HostFunction::PfnmapCheck.raw(), "PFNMAP_CHECK", NOTHING, "";
     Host HVC HostFunction::PfnmapBind.raw(), "PFNMAP_BIND", NOTHING,
         "a region that the host had mapped is removed from its stage 2.";
     Host HVC HostFunction::PfnmapMap.raw(), "PFNMAP_MAP", MADE, "";
@@ -119,8 +119,8 @@ pub(super) const MINIMA: &[Minimum] = minima! {
     Host HVC HostFunction::PfnmapReset.raw(), "PFNMAP_RESET", NOTHING, "";
     Host HVC HostFunction::PfnmapProbe.raw(), "PFNMAP_PROBE", [0, 0, 1, 0, 1, 5, 0, 0],
         "barriers as in VCPU_RUN, there and back, and the wait for the profiling buffer.";
-    Host HVC HostFunction::MigrateExport.raw(), "MIGRATE_EXPORT", NOTHING, WINDOW;
-    Host HVC HostFunction::MigrateCheck.raw(), "MIGRATE_CHECK", NOTHING, WINDOW;
+    Host HVC HostFunction::MigrateExport.raw(), "MIGRATE_EXPORT", NOTHING, "";
+    Host HVC HostFunction::MigrateCheck.raw(), "MIGRATE_CHECK", NOTHING, "";
     Host SMC 0, "SMC of the host", NOTHING, "";
     Host DATA_ABORT 0, "stage-2 fault of the host", NOTHING, "";
     Guest HVC GuestFunction::MemShare.raw(), "MEM_SHARE, back to the guest",
