@@ -635,7 +635,10 @@ typedef uint64_t __u64;
 #define PFNGUARD_TRACE_HOST_CALL		1
 /* A guest call ended. a function id, b x1, c the VM. */
 #define PFNGUARD_TRACE_GUEST_CALL		2
-/* A PFNMAP request was judged. a the RequestWord, b PFN, c pages. */
+/*
+ * A BIND was judged, or is the first item that a CHECK refused. a the
+ * RequestWord, b PFN, c pages.
+ */
 #define PFNGUARD_TRACE_DECISION			3
 /*
  * Pages changed state. a first page, b pages, c old << 8 | new PageState, VM in

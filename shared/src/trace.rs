@@ -11,7 +11,7 @@ numbers! {
         HostCall = 1,
         /// A guest call ended. `a` function id, `b` x1, `c` the VM.
         GuestCall = 2,
-        /// A PFNMAP request was judged. `a` the `RequestWord`, `b` PFN, `c` pages.
+        /// A BIND was judged, or is the first item that a CHECK refused. `a` the `RequestWord`, `b` PFN, `c` pages.
         Decision = 3,
         /// Pages changed state. `a` first page, `b` pages, `c` old << 8 | new `PageState`, VM in 31:16.
         /// Not written for HostShareHyp and HostUnshareHyp: their HostCall says all of it.

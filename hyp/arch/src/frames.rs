@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use pfnguard_core::addr::{Pfn, PfnRange, PhysAddr};
+use pfnguard_core::addr::{PfnRange, PhysAddr};
 use pfnguard_core::machine::{Frames, RegisterWidth};
 use pfnguard_shared::PAGE_SIZE;
 
@@ -89,6 +89,8 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
     use std::vec::Vec;
+
+    use pfnguard_core::addr::Pfn;
 
     use super::*;
     use crate::cache::CacheGeometry;

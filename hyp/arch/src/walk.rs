@@ -133,6 +133,15 @@ impl Walk {
         self.above(page, PAGE_LEVEL)
     }
 
+    /// Returns the descriptor of the root table for `page`.
+    #[inline(always)]
+    pub(crate) fn root_entry(&self, page: u64) -> Entry {
+        let offset = (page.wrapping_shr(self.shift) & INDEX) * DESCRIPTOR_BYTES;
+        let slot = PhysAddr(self.root.0 | offset);
+        let first = page & u64::MAX.wrapping_shl(self.shift);
+        Entry { level: self.level, bits: self.descriptor(slot).get(0), first, slot }
+    }
+
     /// Returns the descriptor for `page` at `level`, or the last one on the way to it.
     #[inline]
     pub(crate) fn above(&self, page: u64, level: u32) -> Entry {

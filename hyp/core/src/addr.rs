@@ -104,7 +104,8 @@ macro_rules! range {
 
             /// Returns the first page past the range.
             pub const fn end(&self) -> $number {
-                $number(self.start.0 + self.pages)
+                // Wraps nowhere: `new` refuses what ends past the address space.
+                $number(self.start.0.wrapping_add(self.pages))
             }
 
             /// Returns whether `page` lies in the range.

@@ -30,8 +30,14 @@
 //! | 17 | R10 | it is held with another type | Unsupported | type, type held |
 //! | 17 | R02 | one VM more than the entry allows would hold it | Busy | holders then, most |
 //!
+//! Each rule is written once, in [`Case`]. At launch all of them are asked about every use of every
+//! region ([`Answers`]), so that a request is granted by looking its use up; the rules are asked
+//! again, in their order, only to say why there is no grant.
+//!
 //! What is granted has exactly the type and the permissions that were asked for (R05, R09).
 
+mod answers;
+mod judge;
 mod request;
 
 use pfnguard_shared::info::{Capabilities, RegionState};
@@ -40,17 +46,16 @@ use pfnguard_shared::request::{HostAlias, MemTypes, Modes, RequestFlags};
 use pfnguard_shared::vm::ContractFlags;
 use pfnguard_shared::{MemType, Mode, Perms, Rule, Status, Subject};
 
-use crate::addr::Pfn;
 use crate::error::RuleRefusal;
 use crate::machine::{Stage2Attrs, Stage2Type, TagAccess};
-use crate::manifest::Entry;
-use crate::region::{Hold, RegionId, RegionTable};
+use crate::region::{Hold, Region, RegionId, RegionTable};
 use crate::vm::VmId;
 
+pub(crate) use answers::Answers;
+pub(crate) use judge::Judge;
 pub use request::BindRequest;
+pub(crate) use request::place;
 
-/// Entry number in a refusal for a page that lies in no entry.
-const NO_ENTRY: u64 = u64::MAX;
 /// What a cacheable mapping rests on unless the hypervisor does the maintenance (R07).
 pub(crate) const COHERENT: Capabilities = Capabilities::FWB.with(Capabilities::DIC);
 /// What it takes to forbid tag access (R20).
@@ -85,71 +90,60 @@ pub fn decide(
     applicant: Applicant,
     request: &BindRequest,
 ) -> Result<Grant, RuleRefusal> {
-    let case = Case::find(table, applicant, request)?;
-    case.check_flags()?;
-    case.check_usable()?;
-    case.check_possible()?;
-    case.check_mode()?;
-    case.check_type()?;
-    case.check_perms()?;
-    case.check_alias()?;
-    case.check_coherent()?;
-    let tags = case.tag_access()?;
-    case.check_general_purpose()?;
-    case.check_streams()?;
-    case.check_holders()?;
-    let mem = Stage2Type::Forced(request.mem_type);
-    let attrs = Stage2Attrs { mem, perms: request.perms, tags };
-    Ok(Grant { region: case.region, attrs, blocks: case.entry.blocks })
+    Judge::new(table).decide(applicant, request)
 }
 
-/// A request beside the one entry that it lies in.
+/// A request beside the one region that it lies in.
 struct Case<'a> {
-    table: &'a RegionTable,
-    region: RegionId,
-    entry: &'a Entry,
-    hold: Hold,
+    region: &'a Region,
+    capabilities: Capabilities,
     applicant: Applicant,
     request: &'a BindRequest,
 }
 
-/// Where the request lies: step 1.
-impl<'a> Case<'a> {
-    fn find(
-        table: &'a RegionTable,
-        applicant: Applicant,
-        request: &'a BindRequest,
-    ) -> Result<Self, RuleRefusal> {
-        let range = request.pfns;
-        let Some((id, region)) = table.first_in(&range) else {
-            return Err(outside(table, request));
-        };
-        let entry = &region.entry;
-        if entry.range.contains_range(&range) {
-            return Ok(Self { table, region: id, entry, hold: region.hold, applicant, request });
-        }
-        let inside = entry.range.contains(range.start());
-        let page = if inside { entry.range.end() } else { entry.range.start() };
-        let number = |pfn| table.lookup(pfn).map_or(NO_ENTRY, |(id, _)| id.raw());
-        let last = Pfn(range.end().0.saturating_sub(1));
-        Err(RuleRefusal {
-            status: Status::Unsupported,
-            rule: Rule::R14,
-            subject: Subject::Entry,
-            pfn: Some(page),
-            requested: number(range.start()),
-            granted: number(last),
-        })
+impl Case<'_> {
+    /// Returns whether no rule refuses. The answers are those of a free region to a request without
+    /// peculiarities; only what they leave open is judged here.
+    #[inline(always)]
+    fn is_granted(&self) -> bool {
+        self.region.answers.grant(self.applicant.contract, self.request)
+            && self.check_flags().is_ok()
+            && self.check_alias().is_ok()
+            && self.is_available()
     }
-}
 
-/// R15 or R01: no page of the request lies in an entry.
-fn outside(table: &RegionTable, request: &BindRequest) -> RuleRefusal {
-    let (rule, subject, pfn, requested) = match table.first_ram(&request.pfns) {
-        Some(pfn) => (Rule::R15, Subject::None, pfn, 0),
-        None => (Rule::R01, Subject::Pages, request.pfns.start(), request.pfns.pages()),
-    };
-    RuleRefusal { status: Status::Denied, rule, subject, pfn: Some(pfn), requested, granted: 0 }
+    #[inline]
+    fn is_available(&self) -> bool {
+        self.region.hold == Hold::Free || self.check_usable().is_ok() && self.has_place()
+    }
+
+    #[inline(never)]
+    fn has_place(&self) -> bool {
+        self.check_holders().is_ok()
+    }
+
+    /// Puts the request to every rule: steps 2 to 17.
+    fn judge(&self) -> Result<(), RuleRefusal> {
+        self.check_flags()?;
+        self.check_usable()?;
+        self.check_possible()?;
+        self.check_mode()?;
+        self.check_type()?;
+        self.check_perms()?;
+        self.check_alias()?;
+        self.check_coherent()?;
+        self.check_tags()?;
+        self.check_general_purpose()?;
+        self.check_streams()?;
+        self.check_holders()
+    }
+
+    #[inline]
+    fn grant(&self, region: RegionId) -> Grant {
+        let mem = Stage2Type::Forced(self.request.mem_type);
+        let attrs = Stage2Attrs { mem, perms: self.request.perms, tags: self.tag_access() };
+        Grant { region, attrs, blocks: self.region.entry.blocks }
+    }
 }
 
 /// What no entry can grant, or not now: steps 2 to 8.
@@ -166,13 +160,13 @@ impl Case<'_> {
     }
 
     fn check_usable(&self) -> Result<(), RuleRefusal> {
-        let flags = self.entry.flags;
+        let flags = self.region.entry.flags;
         if flags.contains(RegionFlags::QUIRKED) {
             let needed = flags.without(RegionFlags::QUIRKED).raw();
             let subject = Subject::RegionFlags;
             return Err(self.refuse(Status::Denied, Rule::R43, subject, needed, flags.raw()));
         }
-        match self.hold {
+        match self.region.hold {
             Hold::Free | Hold::Shared(_) | Hold::Donated(..) => Ok(()),
             Hold::Quarantined => Err(self.refuse_state(Rule::R41)),
             Hold::Lost => Err(self.refuse_state(Rule::R42)),
@@ -180,14 +174,14 @@ impl Case<'_> {
     }
 
     fn check_possible(&self) -> Result<(), RuleRefusal> {
-        let capabilities = self.table.capabilities();
+        let capabilities = self.capabilities;
         match self.request.mem_type {
             MemType::Device => self.check_no_exec(),
             MemType::AnyUncached => {
                 self.check_no_exec()?;
                 self.need_capabilities(Capabilities::NORMAL_NC, capabilities)
             }
-            MemType::Cacheable => match self.entry.class {
+            MemType::Cacheable => match self.region.entry.class {
                 RegionClass::Memory => Ok(()),
                 RegionClass::Mmio => Err(self.refuse_type(Status::Unsupported, Rule::R06)),
             },
@@ -198,7 +192,7 @@ impl Case<'_> {
         if !self.request.perms.contains(Perms::EXEC) {
             return Ok(());
         }
-        let granted = self.entry.perms.without(Perms::EXEC);
+        let granted = self.region.entry.perms.without(Perms::EXEC);
         Err(self.refuse_perms(Status::NoExec, Rule::R11, granted))
     }
 
@@ -218,7 +212,7 @@ impl Case<'_> {
 /// What the entry grants: steps 9 to 11.
 impl Case<'_> {
     fn check_mode(&self) -> Result<(), RuleRefusal> {
-        let (mode, granted) = (Modes::from(self.request.mode), self.entry.modes);
+        let (mode, granted) = (Modes::from(self.request.mode), self.region.entry.modes);
         if granted.contains(mode) {
             return Ok(());
         }
@@ -226,10 +220,10 @@ impl Case<'_> {
     }
 
     fn check_type(&self) -> Result<(), RuleRefusal> {
-        let granted = self.entry.types.contains(self.request.mem_type.into());
-        let beyond_device = self.entry.types.without(MemTypes::DEVICE);
+        let granted = self.region.entry.types.contains(self.request.mem_type.into());
+        let beyond_device = self.region.entry.types.without(MemTypes::DEVICE);
         let unsafe_nc = match self.request.mem_type {
-            MemType::AnyUncached => !self.entry.flags.contains(RegionFlags::NC_SAFE),
+            MemType::AnyUncached => !self.region.entry.flags.contains(RegionFlags::NC_SAFE),
             MemType::Device | MemType::Cacheable => false,
         };
         let rule = match (granted, beyond_device.is_empty(), unsafe_nc) {
@@ -242,12 +236,12 @@ impl Case<'_> {
     }
 
     fn check_perms(&self) -> Result<(), RuleRefusal> {
-        let beyond = self.request.perms.without(self.entry.perms);
+        let beyond = self.request.perms.without(self.region.entry.perms);
         if beyond.is_empty() {
             return Ok(());
         }
         let rule = if beyond.contains(Perms::EXEC) { Rule::R11 } else { Rule::R02 };
-        Err(self.refuse_perms(Status::Denied, rule, self.entry.perms))
+        Err(self.refuse_perms(Status::Denied, rule, self.region.entry.perms))
     }
 }
 
@@ -267,7 +261,7 @@ impl Case<'_> {
     }
 
     fn check_coherent(&self) -> Result<(), RuleRefusal> {
-        let present = self.table.capabilities();
+        let present = self.capabilities;
         if self.request.mem_type != MemType::Cacheable || present.contains(COHERENT) {
             return Ok(());
         }
@@ -284,16 +278,23 @@ impl Case<'_> {
         }
     }
 
-    fn tag_access(&self) -> Result<TagAccess, RuleRefusal> {
+    fn check_tags(&self) -> Result<(), RuleRefusal> {
+        if !self.may_touch_tags() || self.capabilities.contains(FORBIDS_TAGS) {
+            return Ok(());
+        }
+        self.need_flags(RegionFlags::TAGS, Status::Unsupported, Rule::R20)
+    }
+
+    /// Returns whether the guest could reach for tags.
+    fn may_touch_tags(&self) -> bool {
         let cacheable = self.request.mem_type == MemType::Cacheable;
-        if !cacheable || !self.applicant.contract.contains(ContractFlags::MTE) {
-            return Ok(TagAccess::Allowed);
-        }
-        match self.need_flags(RegionFlags::TAGS, Status::Unsupported, Rule::R20) {
-            Ok(()) => Ok(TagAccess::Allowed),
-            Err(_) if self.table.capabilities().contains(FORBIDS_TAGS) => Ok(TagAccess::Forbidden),
-            Err(refusal) => Err(refusal),
-        }
+        cacheable && self.applicant.contract.contains(ContractFlags::MTE)
+    }
+
+    /// Returns what keeps it from tags where there are none.
+    fn tag_access(&self) -> TagAccess {
+        let tagged = self.region.entry.flags.contains(RegionFlags::TAGS);
+        if self.may_touch_tags() && !tagged { TagAccess::Forbidden } else { TagAccess::Allowed }
     }
 
     fn check_general_purpose(&self) -> Result<(), RuleRefusal> {
@@ -303,7 +304,7 @@ impl Case<'_> {
     }
 
     fn check_streams(&self) -> Result<(), RuleRefusal> {
-        let streams = u64::try_from(self.entry.streams.len()).unwrap_or(u64::MAX);
+        let streams = u64::try_from(self.region.entry.streams.len()).unwrap_or(u64::MAX);
         match self.request.mode {
             Mode::Donate if streams != 0 => {
                 Err(self.refuse(Status::Denied, Rule::R45, Subject::Streams, streams, 0u64))
@@ -318,7 +319,7 @@ impl Case<'_> {
         status: Status,
         rule: Rule,
     ) -> Result<(), RuleRefusal> {
-        let present = self.entry.flags;
+        let present = self.region.entry.flags;
         if present.contains(needed) {
             return Ok(());
         }
@@ -328,18 +329,23 @@ impl Case<'_> {
 
 /// Returns the flags that general-purpose use needs of an entry; none where it is not declared (R22).
 pub(crate) fn needed_flags(contract: ContractFlags, request: RequestFlags) -> RegionFlags {
-    let declared = contract.contains(ContractFlags::GENERAL_PURPOSE);
-    if !declared && !request.contains(RequestFlags::GENERAL_PURPOSE) {
+    if !is_general_purpose(contract, request) {
         return RegionFlags::NONE;
     }
     let atomics = RegionFlags::EXCLUSIVES.with(RegionFlags::ATOMICS);
     if contract.contains(ContractFlags::MTE) { atomics.with(RegionFlags::TAGS) } else { atomics }
 }
 
+fn is_general_purpose(contract: ContractFlags, request: RequestFlags) -> bool {
+    contract.contains(ContractFlags::GENERAL_PURPOSE)
+        || request.contains(RequestFlags::GENERAL_PURPOSE)
+}
+
 /// Who holds it: step 17.
 impl Case<'_> {
+    #[inline]
     fn check_holders(&self) -> Result<(), RuleRefusal> {
-        match self.hold {
+        match self.region.hold {
             Hold::Free => self.check_count(),
             Hold::Shared(held) => {
                 self.check_held(Mode::Share, held)?;
@@ -353,6 +359,7 @@ impl Case<'_> {
         }
     }
 
+    #[inline]
     fn check_held(&self, mode: Mode, mem_type: MemType) -> Result<(), RuleRefusal> {
         if self.request.mode != mode {
             let (asked, held) = (Modes::from(self.request.mode).raw(), Modes::from(mode).raw());
@@ -366,16 +373,17 @@ impl Case<'_> {
         Ok(())
     }
 
+    #[inline]
     fn check_count(&self) -> Result<(), RuleRefusal> {
-        let holds = |vm| self.table.region_bindings(self.region).any(|binding| binding.vm == vm);
-        if self.applicant.vm.is_some_and(holds) {
+        let holders = self.region.holders;
+        if self.applicant.vm.is_some_and(|vm| holders.contains(vm)) {
             return Ok(());
         }
-        let then = self.table.holders(self.region).saturating_add(1);
-        if then <= u64::from(self.entry.max_vms) {
+        let then = holders.count().saturating_add(1);
+        if then <= u64::from(self.region.entry.max_vms) {
             return Ok(());
         }
-        Err(self.refuse(Status::Busy, Rule::R02, Subject::Holders, then, self.entry.max_vms))
+        Err(self.refuse(Status::Busy, Rule::R02, Subject::Holders, then, self.region.entry.max_vms))
     }
 }
 
@@ -396,7 +404,7 @@ impl Case<'_> {
 
     fn refuse_type(&self, status: Status, rule: Rule) -> RuleRefusal {
         let asked = MemTypes::from(self.request.mem_type).raw();
-        self.refuse(status, rule, Subject::Types, asked, self.entry.types.raw())
+        self.refuse(status, rule, Subject::Types, asked, self.region.entry.types.raw())
     }
 
     fn refuse_perms(&self, status: Status, rule: Rule, granted: Perms) -> RuleRefusal {
@@ -405,7 +413,7 @@ impl Case<'_> {
     }
 
     fn refuse_state(&self, rule: Rule) -> RuleRefusal {
-        let (needed, found) = (RegionState::Free.raw(), self.hold.state().raw());
+        let (needed, found) = (RegionState::Free.raw(), self.region.hold.state().raw());
         self.refuse(Status::Busy, rule, Subject::RegionState, needed, found)
     }
 }

@@ -218,6 +218,18 @@ impl HcallError {
     }
 }
 
+impl From<HcallError> for Refusal {
+    fn from(error: HcallError) -> Self {
+        error.refusal()
+    }
+}
+
+impl From<RuleRefusal> for Refusal {
+    fn from(refusal: RuleRefusal) -> Self {
+        refusal.to_abi()
+    }
+}
+
 impl RuleRefusal {
     fn to_abi(self) -> Refusal {
         Refusal {

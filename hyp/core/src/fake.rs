@@ -249,6 +249,11 @@ impl GuestStage2 for FakeGuest {
         length(groups(&range).filter(|group| !free(group)).count())
     }
 
+    fn tables_if_vacant(&self, ipa: IpaPfn, pfns: PfnRange, blocks: BlockSizes) -> Option<u64> {
+        let vacant = self.split.is_empty() && self.blocks.is_empty();
+        vacant.then(|| self.tables_to_map(ipa, pfns, blocks))
+    }
+
     fn tables_to_unmap(&self, ipa: IpaRange) -> u64 {
         let splits = |group: &u64| self.blocks.contains(group) && !Self::covered(*group, &ipa);
         length(groups(&ipa).filter(splits).count())

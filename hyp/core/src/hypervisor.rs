@@ -181,6 +181,47 @@ impl<'a, M: Machine> HostGuard<'a, M> {
         let guest = self.hv.lock_used(id)?;
         Ok((&mut self.host, guest))
     }
+
+    /// Lends the guests, one locked at a time: last in the order.
+    pub fn with_guests(&mut self) -> (&mut Host<M>, Guests<'_, M>) {
+        (&mut self.host, Guests { hv: self.hv, locked: None })
+    }
+}
+
+/// The guests, of which the one that was asked for last is locked.
+pub struct Guests<'a, M: Machine> {
+    hv: &'a Hypervisor<M>,
+    locked: Option<(VmId, GuestGuard<'a, M>)>,
+}
+
+impl<M: Machine> Guests<'_, M> {
+    /// Returns a guest, which stays locked until another is asked for.
+    ///
+    /// # Errors
+    /// `HcallError::NoObject` where the slot is free.
+    #[inline]
+    pub fn get(&mut self, id: VmId) -> Result<&Vm<M>, HcallError> {
+        match &self.locked {
+            Some((locked, _)) if *locked == id => {}
+            Some(_) | None => self.lock(id)?,
+        }
+        let (_, guard) = self.locked.as_ref().expect("locked above");
+        Ok(guard)
+    }
+
+    /// Returns a guest, if it is the one that is locked.
+    #[inline]
+    pub fn locked(&self, id: VmId) -> Option<&Vm<M>> {
+        self.locked.as_ref().filter(|(locked, _)| *locked == id).map(|(_, guard)| &**guard)
+    }
+
+    #[inline(never)]
+    fn lock(&mut self, id: VmId) -> Result<(), HcallError> {
+        // First the one unlocks: there is no order among guests.
+        self.locked = None;
+        self.locked = Some((id, self.hv.lock_used(id)?));
+        Ok(())
+    }
 }
 
 impl<M: Machine> HypGuard<'_, M> {

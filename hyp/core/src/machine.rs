@@ -5,7 +5,7 @@
 
 use pfnguard_shared::info::Capabilities;
 use pfnguard_shared::manifest::BlockSizes;
-use pfnguard_shared::{MemType, Perms};
+use pfnguard_shared::{MemType, PAGE_SHIFT, Perms};
 
 use crate::addr::{IpaPfn, IpaRange, Pfn, PfnRange, PhysAddr};
 use crate::vcpu::VcpuContext;
@@ -37,6 +37,14 @@ pub struct Features {
     pub guest_ipa_bits: u32,
     /// Bits of a VMID.
     pub vmid_bits: u32,
+}
+
+impl Features {
+    /// Returns the first page number past a guest's address space.
+    pub fn guest_ipa_limit(&self) -> IpaPfn {
+        let shift = self.guest_ipa_bits.saturating_sub(PAGE_SHIFT);
+        IpaPfn(1u64.checked_shl(shift).unwrap_or(u64::MAX))
+    }
 }
 
 /// A virtual machine identifier; 0 is the host's.
@@ -161,6 +169,10 @@ pub trait GuestStage2: Send {
 
     /// Returns the most table pages that [`Self::map`] with the same arguments can take.
     fn tables_to_map(&self, ipa: IpaPfn, pfns: PfnRange, blocks: BlockSizes) -> u64;
+
+    /// Returns [`Self::tables_to_map`] where a glance shows that nothing is mapped there; `None`
+    /// says nothing.
+    fn tables_if_vacant(&self, ipa: IpaPfn, pfns: PfnRange, blocks: BlockSizes) -> Option<u64>;
 
     /// Returns the most table pages that unmapping `ipa` can take (splitting of blocks).
     fn tables_to_unmap(&self, ipa: IpaRange) -> u64;

@@ -8,6 +8,7 @@ use pfnguard_shared::request::{HostAlias, Request};
 use pfnguard_shared::vm::{ContractFlags, VmState};
 use pfnguard_shared::{MemType, Rule, Status, Subject};
 
+use crate::addr::IpaPfn;
 use crate::decide::{Applicant, BindRequest, COHERENT, FORBIDS_TAGS, decide, needed_flags};
 use crate::dispatch::Reply;
 use crate::error::{HcallError, Refusal, RuleRefusal};
@@ -134,7 +135,7 @@ pub fn check<M: Machine>(
     cpu: &mut Cpu<M>,
 ) -> Result<Reply, HcallError> {
     let page = ArgPage::of(cpu)?;
-    let ipa_bits = door.hypervisor().features().guest_ipa_bits;
+    let ipa_limit = door.hypervisor().features().guest_ipa_limit();
     let mut header: MigrationHeader = page.read(cpu, 0, 0);
     let claim = Claim::decode(&header)?;
     let guard = door.lock_host();
@@ -145,7 +146,7 @@ pub fn check<M: Machine>(
     let mut failed = 0;
     for index in 0..claim.items {
         let mut item: MigrationItem = page.read(cpu, ITEMS_OFFSET, index);
-        let verdict = judge(table, claim.contract, ipa_bits, &item);
+        let verdict = judge(table, claim.contract, ipa_limit, &item);
         failed += u64::from(verdict.is_err());
         write_item_verdict(&mut item, verdict.err().map(|error| error.refusal()));
         page.write(cpu, ITEMS_OFFSET, index, &item);
@@ -212,7 +213,7 @@ fn missing_rule(missing: Capabilities) -> Rule {
 fn judge(
     table: &RegionTable,
     contract: ContractFlags,
-    ipa_bits: u32,
+    ipa_limit: IpaPfn,
     item: &MigrationItem,
 ) -> Result<(), HcallError> {
     let region = Label::decode(&item.name).and_then(|name| table.find(&name));
@@ -221,7 +222,7 @@ fn judge(
     let limit = u64::from(RegionFlags::ALL.raw());
     let needed = known.ok_or(HcallError::Argument { index: IN_PAGE, limit })?;
     let request = BindRequest::decode(&request_of(item, entry))?;
-    check_ipa(&request.ipa, ipa_bits)?;
+    check_ipa(&request.ipa, ipa_limit)?;
     decide(table, Applicant { vm: None, contract }, &request)?;
     if !entry.flags.contains(needed) {
         let (needed, present) = (needed.raw(), entry.flags.raw());

@@ -9,19 +9,19 @@ mod query;
 mod release;
 
 use pfnguard_shared::info::{Capabilities, RegionState};
-use pfnguard_shared::manifest::{RegionClass, RegionFlags};
+use pfnguard_shared::manifest::{BlockSizes, RegionClass, RegionFlags};
 use pfnguard_shared::request::{HostAlias, Request, RequestFlags};
 use pfnguard_shared::trace::TraceKind;
 use pfnguard_shared::vm::VmState;
-use pfnguard_shared::{Mode, PAGE_SHIFT, Perms};
+use pfnguard_shared::{Mode, Perms};
 
-use crate::addr::{IpaPfn, IpaRange};
-use crate::decide::{Applicant, BindRequest, Grant, decide};
+use crate::addr::{IpaPfn, IpaRange, PfnRange};
+use crate::decide::{Applicant, BindRequest, Grant, Judge, decide};
 use crate::dispatch::Reply;
-use crate::error::HcallError;
+use crate::error::{HcallError, RuleRefusal};
 use crate::hypervisor::{Cpu, Host, Unlocked};
 use crate::machine::{Clock, Frames, GuestStage2, HostStage2, Machine};
-use crate::region::{Binding, BindingState, Hold, RegionId};
+use crate::region::{Binding, BindingState, Hold, RegionId, RegionTable};
 use crate::trace::Event;
 use crate::vm::{BoundOnce, Vm, VmId};
 
@@ -61,7 +61,11 @@ pub fn bind<M: Machine>(
     wire: &Request,
 ) -> Result<Reply, HcallError> {
     let outcome = bind_decoded(door, cpu, wire);
-    record_decision(cpu, wire, &outcome);
+    let (event, now) = (decision_event(wire), cpu.local.now());
+    match &outcome {
+        Ok(()) => cpu.trace.record(now, event),
+        Err(error) => cpu.trace.refuse(now, event, &error.refusal()),
+    }
     outcome.map(|()| Reply::NONE)
 }
 
@@ -71,53 +75,107 @@ fn bind_decoded<M: Machine>(
     wire: &Request,
 ) -> Result<(), HcallError> {
     let request = BindRequest::decode(wire)?;
-    let ipa_bits = door.hypervisor().features().guest_ipa_bits;
+    let ipa_limit = door.hypervisor().features().guest_ipa_limit();
     let mut guard = door.lock_host();
     let (host, mut vm) = guard.with_guest(request.vm)?;
-    let plan = plan(host, &vm, ipa_bits, &request)?;
+    let plan = plan(&mut Judge::new(&host.regions), &vm, ipa_limit, &request)?;
     commit(host, cpu, &mut vm, &request, plan);
     Ok(())
 }
 
 /// Judges a request whole: the rules, then what the guest's side needs.
 fn plan<M: Machine>(
-    host: &Host<M>,
+    judge: &mut Judge<'_>,
     vm: &Vm<M>,
-    ipa_bits: u32,
+    ipa_limit: IpaPfn,
     request: &BindRequest,
 ) -> Result<Plan, HcallError> {
-    vm.check_state(VmState::Active)?;
-    let (id, ipa) = (request.vm, request.ipa);
-    let applicant = Applicant { vm: Some(id), contract: vm.contract };
-    let grant = decide(&host.regions, applicant, request)?;
-    check_ipa(&ipa, ipa_bits)?;
-    let bound = host.regions.first_bound(id, &ipa);
-    let mapped = vm.stage2.first_mapped(ipa);
-    if let Some(ipa) = bound.into_iter().chain(mapped).min() {
-        return Err(HcallError::IpaOccupied { ipa });
-    }
-    host.regions.check_room(id)?;
-    let tables = vm.stage2.tables_to_map(ipa.start(), request.pfns, grant.blocks);
-    check_tables(host, id, vm, tables)?;
+    let grant = decide_for::<M, HcallError>(judge, vm, request)?;
+    let place = Place::of(vm, request, &grant);
+    let tables = place.room(judge.table(), ipa_limit)?;
     Ok(Plan { grant, tables })
 }
 
+/// Decides by the rules, for a VM that can still take something. BIND and CHECK tell of a refusal
+/// in different ways.
+#[inline]
+fn decide_for<M: Machine, E: From<HcallError> + From<RuleRefusal>>(
+    judge: &mut Judge<'_>,
+    vm: &Vm<M>,
+    request: &BindRequest,
+) -> Result<Grant, E> {
+    vm.check_state(VmState::Active)?;
+    judge.decide(Applicant { vm: Some(request.vm), contract: vm.contract }, request)
+}
+
+/// What asks for room in a guest: the VM, the pages and where, in the blocks of the grant.
+#[derive(Clone, Copy)]
+struct Place<'a, M: Machine> {
+    id: VmId,
+    vm: &'a Vm<M>,
+    pfns: PfnRange,
+    ipa: IpaRange,
+    blocks: BlockSizes,
+}
+
+impl<'a, M: Machine> Place<'a, M> {
+    fn of(vm: &'a Vm<M>, request: &BindRequest, grant: &Grant) -> Self {
+        let BindRequest { vm: id, pfns, ipa, .. } = *request;
+        Self { id, vm, pfns, ipa, blocks: grant.blocks }
+    }
+
+    /// Checks the guest's side of a grant, and returns the table pages that installing it can take.
+    fn room(&self, regions: &RegionTable, ipa_limit: IpaPfn) -> Result<u64, HcallError> {
+        match self.room_at_a_glance(regions, ipa_limit) {
+            Some(tables) => Ok(tables),
+            None => self.find_room(regions, ipa_limit),
+        }
+    }
+
+    /// Returns the table pages that installing it can take, where one glance shows that there is
+    /// room; `None` says nothing. [`Self::find_room`] finds the same.
+    #[inline(always)]
+    fn room_at_a_glance(&self, regions: &RegionTable, ipa_limit: IpaPfn) -> Option<u64> {
+        if self.ipa.end() > ipa_limit || regions.has_bindings(self.id) {
+            return None;
+        }
+        regions.check_room(self.id).ok()?;
+        let tables = self.vm.stage2.tables_if_vacant(self.ipa.start(), self.pfns, self.blocks)?;
+        let left = regions.tables_left(self.id, self.vm.stage2.tables_free());
+        (tables <= left).then_some(tables)
+    }
+
+    /// As [`Self::room`], step by step.
+    fn find_room(&self, regions: &RegionTable, ipa_limit: IpaPfn) -> Result<u64, HcallError> {
+        let Self { id, vm, pfns, ipa, blocks } = *self;
+        check_ipa(&ipa, ipa_limit)?;
+        let (bound, mapped) = (regions.first_bound(id, &ipa), vm.stage2.first_mapped(ipa));
+        if let Some(ipa) = bound.into_iter().chain(mapped).min() {
+            return Err(HcallError::IpaOccupied { ipa });
+        }
+        regions.check_room(id)?;
+        let tables = vm.stage2.tables_to_map(ipa.start(), pfns, blocks);
+        check_tables(regions, id, vm, tables)?;
+        Ok(tables)
+    }
+}
+
 /// Checks that the guest's address space holds `ipa`.
-pub(crate) fn check_ipa(ipa: &IpaRange, ipa_bits: u32) -> Result<(), HcallError> {
-    let limit = 1u64.checked_shl(ipa_bits.saturating_sub(PAGE_SHIFT)).unwrap_or(u64::MAX);
-    if ipa.end().0 > limit {
-        return Err(HcallError::IpaRange { ipa: ipa.start(), limit });
+pub(crate) fn check_ipa(ipa: &IpaRange, ipa_limit: IpaPfn) -> Result<(), HcallError> {
+    if ipa.end() > ipa_limit {
+        return Err(HcallError::IpaRange { ipa: ipa.start(), limit: ipa_limit.0 });
     }
     Ok(())
 }
 
+#[inline]
 fn check_tables<M: Machine>(
-    host: &Host<M>,
+    regions: &RegionTable,
     id: VmId,
     vm: &Vm<M>,
     needed: u64,
 ) -> Result<(), HcallError> {
-    let left = host.regions.tables_left(id, vm.stage2.tables_free());
+    let left = regions.tables_left(id, vm.stage2.tables_free());
     if needed > left {
         return Err(HcallError::NoTables { needed, left });
     }
@@ -291,15 +349,10 @@ fn region_event(id: RegionId, old: RegionState, new: RegionState, vm: u16) -> Ev
     Event { kind: TraceKind::Region, vm, a: id.raw(), b: change, c: u64::from(vm) }
 }
 
-/// Leaves a record of a judged request (R34).
-fn record_decision<M: Machine>(cpu: &mut Cpu<M>, wire: &Request, outcome: &Result<(), HcallError>) {
+/// Returns the record of a judged request (R34).
+fn decision_event(wire: &Request) -> Event {
     let kind = TraceKind::Decision;
-    let event = Event { kind, vm: wire.vm, a: wire.word().0, b: wire.pfn, c: wire.pages };
-    let now = cpu.local.now();
-    match outcome {
-        Ok(()) => cpu.trace.record(now, event),
-        Err(error) => cpu.trace.refuse(now, event, &error.refusal()),
-    }
+    Event { kind, vm: wire.vm, a: wire.word().0, b: wire.pfn, c: wire.pages }
 }
 
 #[cfg(test)]

@@ -14,11 +14,12 @@ use pfnguard_shared::request::{MemTypes, RequestFlags};
 use pfnguard_shared::{MemType, Mode, Perms};
 
 use crate::addr::{IpaPfn, IpaRange, PFN_LIMIT, Pfn, PfnRange};
+use crate::decide::Answers;
 use crate::error::HcallError;
 use crate::hypervisor::MAX_VMS;
 use crate::machine::{Stage2Attrs, Stage2Type, TagAccess};
 use crate::manifest::{Entry, Label, Manifest};
-use crate::vm::VmId;
+use crate::vm::{VmId, VmSet};
 
 /// Most bindings of all VMs together.
 pub const MAX_BINDINGS: usize = 128;
@@ -90,6 +91,45 @@ pub struct Region {
     pub entry: Entry,
     /// Who holds it.
     pub hold: Hold,
+    /// The VMs with a binding of it.
+    pub holders: VmSet,
+    /// What the rules say of every use of it while it is free.
+    pub(crate) answers: Answers,
+}
+
+impl Region {
+    pub(crate) fn new(entry: Entry, capabilities: Capabilities) -> Self {
+        let (hold, holders) = (Hold::Free, VmSet::NONE);
+        let mut region = Self { entry, hold, holders, answers: Answers::NONE };
+        region.answers = Answers::ask(&region, capabilities);
+        region
+    }
+}
+
+/// The pages from the end of one region up to the end of the next, which a search found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spot<'a> {
+    /// End of the region before; 0 where there is none.
+    from: Pfn,
+    /// First page past the next region, or past everything.
+    past: Pfn,
+    /// The next region.
+    region: Option<(RegionId, &'a Region)>,
+}
+
+impl<'a> Spot<'a> {
+    /// No page.
+    pub const NOWHERE: Self = Self { from: Pfn(0), past: Pfn(0), region: None };
+
+    /// Returns whether a search for `pfn` would end here.
+    pub fn contains(&self, pfn: Pfn) -> bool {
+        self.from <= pfn && pfn < self.past
+    }
+
+    /// Returns the region that ends here.
+    pub fn region(&self) -> Option<(RegionId, &'a Region)> {
+        self.region
+    }
 }
 
 /// Whether a binding's translations are installed.
@@ -161,13 +201,22 @@ pub enum HostView {
     },
 }
 
+/// What the bindings of one VM add up to.
+#[derive(Clone, Copy, Debug)]
+struct Total {
+    bindings: usize,
+    /// Table pages of its pool that announced ones will take.
+    reserved_tables: u64,
+}
+
 /// Regions and bindings.
 #[derive(Debug)]
 pub struct RegionTable {
     regions: ArrayVec<Region, MAX_ENTRIES>,
     bindings: ArrayVec<Binding, MAX_BINDINGS>,
-    /// Table pages of each VM's pool that announced bindings will take.
-    reserved_tables: [u64; MAX_VMS],
+    /// What the bindings of each VM add up to.
+    totals: [Total; MAX_VMS],
+    /// In ascending order.
     ram: ArrayVec<PfnRange, MAX_RAM_RANGES>,
     capabilities: Capabilities,
     sha256: [u8; 32],
@@ -180,15 +229,16 @@ impl RegionTable {
     /// # Panics
     /// Where RAM comes in more than [`MAX_RAM_RANGES`] pieces: the launch has to merge them.
     pub fn new(manifest: &Manifest, ram: &[PfnRange], capabilities: Capabilities) -> Self {
-        let regions = manifest.entries.iter();
+        let capabilities = effective(capabilities, manifest.platform);
+        let entries = manifest.entries.iter().cloned();
+        let mut ram: ArrayVec<_, MAX_RAM_RANGES> = ram.iter().copied().collect();
+        ram.sort_unstable_by_key(PfnRange::start);
         Self {
-            regions: regions
-                .map(|entry| Region { entry: entry.clone(), hold: Hold::Free })
-                .collect(),
+            regions: entries.map(|entry| Region::new(entry, capabilities)).collect(),
             bindings: ArrayVec::new(),
-            reserved_tables: [0; MAX_VMS],
-            ram: ram.iter().copied().collect(),
-            capabilities: effective(capabilities, manifest.platform),
+            totals: [Total { bindings: 0, reserved_tables: 0 }; MAX_VMS],
+            ram,
+            capabilities,
             sha256: manifest.sha256,
         }
     }
@@ -224,42 +274,44 @@ impl RegionTable {
 
     /// Returns the region that holds `pfn`.
     pub fn lookup(&self, pfn: Pfn) -> Option<(RegionId, &Region)> {
-        let id = self.first_ending_after(pfn);
-        let region = self.regions.get(id.index())?;
-        region.entry.range.contains(pfn).then_some((id, region))
+        self.spot(pfn).region.filter(|(_, region)| region.entry.range.contains(pfn))
     }
 
     /// Returns the first region that shares a page with `range`.
     pub fn first_in(&self, range: &PfnRange) -> Option<(RegionId, &Region)> {
-        let id = self.first_ending_after(range.start());
-        let region = self.regions.get(id.index())?;
-        region.entry.range.overlaps(range).then_some((id, region))
+        self.spot(range.start()).region.filter(|(_, region)| region.entry.range.overlaps(range))
     }
 
     /// Returns the first page of RAM in `range`.
     pub fn first_ram(&self, range: &PfnRange) -> Option<Pfn> {
-        self.ram.iter().filter_map(|ram| ram.intersection(range)).map(|part| part.start()).min()
+        let next = self.ram.iter().find(|ram| range.start() < ram.end())?;
+        next.intersection(range).map(|part| part.start())
     }
 
-    /// Returns the index of the first region that ends past `pfn`; the count where none does.
-    fn first_ending_after(&self, pfn: Pfn) -> RegionId {
+    /// Returns where `pfn` lies: up to the end of the first region that ends past it.
+    pub(crate) fn spot(&self, pfn: Pfn) -> Spot<'_> {
         let index = self.regions.partition_point(|region| region.entry.range.end() <= pfn);
-        RegionId(u8::try_from(index).expect("more regions than a manifest holds: hypervisor bug"))
+        let id = u8::try_from(index).expect("more regions than a manifest holds: hypervisor bug");
+        let before = index.checked_sub(1).and_then(|before| self.regions.get(before));
+        let region = self.regions.get(index);
+        Spot {
+            from: before.map_or(Pfn(0), |region| region.entry.range.end()),
+            past: region.map_or(Pfn(u64::MAX), |region| region.entry.range.end()),
+            region: region.map(|region| (RegionId(id), region)),
+        }
     }
 
     /// Returns what lies at `pfn`, or `None` past the physical address space.
     pub fn host_view(&self, pfn: Pfn) -> Option<HostView> {
-        let next = self.first_ending_after(pfn).index();
-        let after = self.regions.get(next);
+        let spot = self.spot(pfn);
+        let after = spot.region.map(|(_, region)| region);
         if let Some(region) = after.filter(|region| region.entry.range.contains(pfn)) {
             let attrs = host_attrs(region, self.capabilities);
             return Some(HostView::Region { range: region.entry.range, attrs });
         }
-        let before = next.checked_sub(1).and_then(|index| self.regions.get(index));
-        let start = before.map_or(Pfn(0), |region| region.entry.range.end());
         let end = after.map_or(Pfn(PFN_LIMIT), |region| region.entry.range.start());
-        let pages = end.0.checked_sub(start.0).filter(|_| pfn < end)?;
-        PfnRange::new(start, pages).map(|range| HostView::Outside { range })
+        let pages = end.0.checked_sub(spot.from.0).filter(|_| pfn < end)?;
+        PfnRange::new(spot.from, pages).map(|range| HostView::Outside { range })
     }
 }
 
@@ -276,9 +328,16 @@ impl RegionTable {
     }
 
     /// Returns the first page of `ipa` that a binding of `vm` holds.
+    #[inline]
     pub fn first_bound(&self, vm: VmId, ipa: &IpaRange) -> Option<IpaPfn> {
         let parts = self.vm_bindings(vm).filter_map(|binding| binding.ipa.intersection(ipa));
         parts.map(|part| part.start()).min()
+    }
+
+    /// Returns whether `vm` has any binding.
+    #[inline]
+    pub fn has_bindings(&self, vm: VmId) -> bool {
+        self.totals[vm.index()].bindings != 0
     }
 
     /// Returns the bindings of one VM.
@@ -293,23 +352,24 @@ impl RegionTable {
 
     /// Returns the number of VMs that hold a region.
     pub fn holders(&self, region: RegionId) -> u64 {
-        let holds = |vm: &VmId| self.region_bindings(region).any(|binding| binding.vm == *vm);
-        u64::try_from(VmId::all().filter(holds).count()).unwrap_or(u64::MAX)
+        self.regions.get(region.index()).map_or(0, |region| region.holders.count())
     }
 
     /// Returns how many of the `free` table pages of `vm` other operations may take: announced
     /// bindings have the rest reserved (R30).
+    #[inline]
     pub fn tables_left(&self, vm: VmId, free: u64) -> u64 {
-        free.saturating_sub(self.reserved_tables[vm.index()])
+        free.saturating_sub(self.totals[vm.index()].reserved_tables)
     }
 
     /// Checks that one more binding of `vm` fits.
     ///
     /// # Errors
     /// `HcallError::Full` where the VM or the table has as many as it can.
+    #[inline]
     pub(crate) fn check_room(&self, vm: VmId) -> Result<(), HcallError> {
         let full = |limit| HcallError::Full { limit: u64::try_from(limit).unwrap_or(u64::MAX) };
-        if self.vm_bindings(vm).count() >= MAX_VM_BINDINGS {
+        if self.totals[vm.index()].bindings >= MAX_VM_BINDINGS {
             return Err(full(MAX_VM_BINDINGS));
         }
         if self.bindings.is_full() {
@@ -320,7 +380,9 @@ impl RegionTable {
 
     /// Adds a binding; room was checked.
     pub(crate) fn add(&mut self, binding: Binding) {
-        self.reserve(binding.vm, binding.reserved());
+        self.totals[binding.vm.index()].add(&binding);
+        let holders = &mut self.region_mut(binding.region).holders;
+        *holders = holders.with(binding.vm);
         self.bindings.push(binding);
     }
 
@@ -330,14 +392,18 @@ impl RegionTable {
         let binding = found.expect("mapped a binding that is not there: hypervisor bug");
         let reserved = binding.reserved();
         binding.state = BindingState::Mapped;
-        self.unreserve(vm, reserved);
+        self.totals[vm.index()].unreserve(reserved);
     }
 
     /// Takes the binding of `vm` at `ipa` out, with its reservation.
     pub(crate) fn remove(&mut self, vm: VmId, ipa: IpaPfn) -> Option<Binding> {
         let index = self.bindings.iter().position(|b| b.vm == vm && b.ipa.contains(ipa))?;
         let binding = self.bindings.swap_remove(index);
-        self.unreserve(vm, binding.reserved());
+        self.totals[vm.index()].remove(&binding);
+        if !self.region_bindings(binding.region).any(|other| other.vm == vm) {
+            let holders = &mut self.region_mut(binding.region).holders;
+            *holders = holders.without(vm);
+        }
         Some(binding)
     }
 
@@ -349,19 +415,30 @@ impl RegionTable {
 
     /// Changes who holds a region and returns who held it.
     pub(crate) fn set_hold(&mut self, id: RegionId, hold: Hold) -> Hold {
+        core::mem::replace(&mut self.region_mut(id).hold, hold)
+    }
+
+    fn region_mut(&mut self, id: RegionId) -> &mut Region {
         let region = self.regions.get_mut(id.index());
-        let region = region.expect("region index out of the table: hypervisor bug");
-        core::mem::replace(&mut region.hold, hold)
+        region.expect("region index out of the table: hypervisor bug")
+    }
+}
+
+impl Total {
+    fn add(&mut self, binding: &Binding) {
+        self.bindings += 1;
+        self.reserved_tables += binding.reserved();
     }
 
-    fn reserve(&mut self, vm: VmId, tables: u64) {
-        let count = &mut self.reserved_tables[vm.index()];
-        *count = count.checked_add(tables).expect("table reservation overflow: hypervisor bug");
+    fn remove(&mut self, binding: &Binding) {
+        let left = self.bindings.checked_sub(1);
+        self.bindings = left.expect("binding count underflow: hypervisor bug");
+        self.unreserve(binding.reserved());
     }
 
-    fn unreserve(&mut self, vm: VmId, tables: u64) {
-        let count = &mut self.reserved_tables[vm.index()];
-        *count = count.checked_sub(tables).expect("table reservation underflow: hypervisor bug");
+    fn unreserve(&mut self, tables: u64) {
+        let left = self.reserved_tables.checked_sub(tables);
+        self.reserved_tables = left.expect("table reservation underflow: hypervisor bug");
     }
 }
 

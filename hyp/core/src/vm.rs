@@ -61,6 +61,9 @@ pub enum BoundOnce {
 }
 
 impl VmId {
+    /// The lowest number.
+    pub(crate) const FIRST: Self = Self(0);
+
     /// Decodes a VM number.
     ///
     /// # Errors
@@ -101,6 +104,41 @@ impl VmId {
     /// Returns the error for a free slot.
     pub fn not_found(self) -> HcallError {
         HcallError::NoObject { number: u64::from(self.0), limit: vm_limit() }
+    }
+}
+
+/// A set of VMs: bit by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmSet(u16);
+
+static_assertions::const_assert!(MAX_VMS <= 16);
+
+impl VmSet {
+    /// No VM.
+    pub const NONE: Self = Self(0);
+
+    fn only(vm: VmId) -> Self {
+        Self(1u16.wrapping_shl(u32::from(vm.0)))
+    }
+
+    /// Returns whether `vm` is in the set.
+    pub fn contains(self, vm: VmId) -> bool {
+        self.0 & Self::only(vm).0 != 0
+    }
+
+    /// Returns the set with `vm`.
+    pub fn with(self, vm: VmId) -> Self {
+        Self(self.0 | Self::only(vm).0)
+    }
+
+    /// Returns the set without `vm`.
+    pub fn without(self, vm: VmId) -> Self {
+        Self(self.0 & !Self::only(vm).0)
+    }
+
+    /// Returns the number of VMs.
+    pub fn count(self) -> u64 {
+        u64::from(self.0.count_ones())
     }
 }
 

@@ -171,7 +171,7 @@ pub fn draw(orders: usize, race: impl Fn() + Send + Sync + Clone + 'static) {
 /// Debug builds of the core need more stack than a thread of shuttle has.
 fn config() -> Config {
     let mut config = Config::new();
-    config.stack_size = 1 << 20;
+    config.stack_size = 1 << 21;
     config
 }
 

@@ -68,6 +68,15 @@ impl<T: Stage2Tlb> GuestTables<T> {
         self.tables.walk()
     }
 
+    /// Returns the descriptor of the root table for `page`, which must lie below the limit.
+    #[inline(always)]
+    fn root_entry(&self, page: u64) -> Entry {
+        assert_eq!(self.life, Life::Live, "destroyed tables are in use: hypervisor bug");
+        // SAFETY: as in `Tables::walk`; the root is of this level since `new`.
+        let walk = unsafe { Walk::new(self.tables.pool().map(), self.tables.root(), ROOT_LEVEL) };
+        walk.root_entry(page)
+    }
+
     /// Returns what covers the ends of `first..past`, down to level 2.
     #[inline(always)]
     fn ends(&self, first: u64, past: u64) -> Ends {
@@ -293,6 +302,21 @@ impl<T: Stage2Tlb> GuestStage2 for GuestTables<T> {
         plan.tables(&self.walk())
     }
 
+    /// One descriptor of the root table tells, where it is invalid and covers all.
+    #[inline(always)]
+    fn tables_if_vacant(&self, ipa: IpaPfn, pfns: PfnRange, blocks: BlockSizes) -> Option<u64> {
+        let past = ipa.0 + pfns.pages();
+        if past > self.limit {
+            return None;
+        }
+        let root = self.root_entry(ipa.0);
+        let plan = Plan { first: ipa.0, past, pfn: pfns.start().0, blocks };
+        if root.is_valid() || past > root.end() {
+            return None;
+        }
+        Some(plan.tables_in_gibibyte(ipa.0, past))
+    }
+
     fn tables_to_unmap(&self, ipa: IpaRange) -> u64 {
         self.ends(ipa.start().0, ipa.end().0.min(self.limit)).tables()
     }
@@ -326,7 +350,7 @@ impl<T: Stage2Tlb> GuestStage2 for GuestTables<T> {
         assert!(self.life == Life::Live, "destroyed twice: hypervisor bug");
         let root = self.tables.root();
         for gibibyte in 0..self.limit.div_ceil(pages_at(ROOT_LEVEL)) {
-            let entry = self.walk().above(gibibyte * pages_at(ROOT_LEVEL), ROOT_LEVEL);
+            let entry = self.root_entry(gibibyte * pages_at(ROOT_LEVEL));
             if entry.is_valid() {
                 self.tables.erase((entry.first, entry.end()));
             }

@@ -262,6 +262,7 @@ impl Plan {
     }
 
     /// Returns the number of tables for `first..past`, which lies in one GiB without tables.
+    #[inline(always)]
     fn tables_in_gibibyte(&self, first: u64, past: u64) -> u64 {
         match self.fits(BIG_LEVEL, first, past) {
             true => 0,
@@ -270,6 +271,7 @@ impl Plan {
     }
 
     /// Returns the number of level-3 tables for `first..past`, which lies in one GiB.
+    #[inline(always)]
     fn page_tables(&self, first: u64, past: u64) -> u64 {
         let shift = shift_at(MID_LEVEL);
         let touched = ((past - 1) >> shift) - (first >> shift) + 1;
@@ -281,6 +283,7 @@ impl Plan {
     }
 
     /// Returns whether one descriptor of `level` maps `first..past`.
+    #[inline(always)]
     fn fits(&self, level: u32, first: u64, past: u64) -> bool {
         self.allows(level)
             && past - first == pages_at(level)

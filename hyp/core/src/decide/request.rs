@@ -46,17 +46,27 @@ impl BindRequest {
         known(Some(()).filter(|()| wire.reserved == 0), 0)?;
         // Stage 2 has no write-only or execute-only translation that pfnguard would promise.
         known(Some(()).filter(|()| perms.contains(Perms::READ)), Perms::ALL.raw())?;
-        if wire.pages == 0 || wire.pages > PFN_LIMIT {
-            return Err(HcallError::Argument { index: 4, limit: PFN_LIMIT });
-        }
-        let limit = PFN_LIMIT.saturating_sub(wire.pages);
-        let pfns = PfnRange::new(Pfn(wire.pfn), wire.pages);
-        let pfns = pfns.ok_or(HcallError::Argument { index: 2, limit })?;
-        let ipa = IpaRange::new(IpaPfn(wire.ipa_pfn), wire.pages);
-        let ipa = ipa.ok_or(HcallError::Argument { index: 3, limit })?;
+        let (pfns, ipa) = place(wire)?;
         let vm = VmId::from_raw(u64::from(wire.vm))?;
         Ok(Self { vm, mode, mem_type, perms, flags, alias, pfns, ipa })
     }
+}
+
+/// Decodes the ranges of a request.
+///
+/// # Errors
+/// `Argument` for the first malformed one, by its register in a BIND call.
+#[inline(always)]
+pub(crate) fn place(wire: &Request) -> Result<(PfnRange, IpaRange), HcallError> {
+    if wire.pages == 0 || wire.pages > PFN_LIMIT {
+        return Err(HcallError::Argument { index: 4, limit: PFN_LIMIT });
+    }
+    let limit = PFN_LIMIT.saturating_sub(wire.pages);
+    let pfns = PfnRange::new(Pfn(wire.pfn), wire.pages);
+    let pfns = pfns.ok_or(HcallError::Argument { index: 2, limit })?;
+    let ipa = IpaRange::new(IpaPfn(wire.ipa_pfn), wire.pages);
+    let ipa = ipa.ok_or(HcallError::Argument { index: 3, limit })?;
+    Ok((pfns, ipa))
 }
 
 fn known<T>(field: Option<T>, limit: u8) -> Result<T, HcallError> {

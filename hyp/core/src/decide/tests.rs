@@ -1,14 +1,18 @@
+use std::vec::Vec;
+
 use pfnguard_shared::manifest::PlatformFlags;
 use pfnguard_shared::request::Request;
 
 use super::*;
-use crate::addr::PFN_LIMIT;
+use crate::addr::{PFN_LIMIT, Pfn};
 use crate::error::HcallError;
-use crate::manifest::Label;
+use crate::manifest::{Entry, Label};
 use crate::region::fixture::{
-    COHERENT_CPU, MEMORY, MMIO, RAM, label, manifest, memory, mmio, range, request, table,
+    ALL_PROMISES, COHERENT_CPU, MEMORY, MMIO, RAM, label, manifest, memory, mmio, range, request,
+    table,
 };
 use crate::region::{Binding, BindingState};
+use crate::vm::VmSet;
 
 /// What a test looks at of a refusal.
 type Reason = (Status, Rule, Subject);
@@ -393,4 +397,91 @@ fn r34_every_refusal_names_a_page() {
             }
         }
     }
+}
+
+/// Regions that differ in all that a rule looks at.
+fn all_kinds() -> impl Iterator<Item = Entry> {
+    let flags = [
+        ALL_PROMISES,
+        ALL_PROMISES.with(RegionFlags::QUIRKED),
+        RegionFlags::CMO_BY_ADDRESS,
+        RegionFlags::EXCLUSIVES.with(RegionFlags::ATOMICS).with(RegionFlags::NC_SAFE),
+        RegionFlags::TAGS,
+    ];
+    let narrow = Entry { modes: Modes::SHARE, types: MemTypes::DEVICE, max_vms: 1, ..memory() };
+    let nothing = Entry { modes: Modes::NONE, types: MemTypes::NONE, max_vms: 0, ..memory() };
+    let uncached = Entry { types: MemTypes::ALL.without(MemTypes::CACHEABLE), ..memory() };
+    let streams = Entry { streams: [1].into_iter().collect(), ..memory() };
+    let bases = [memory(), mmio(), narrow, nothing, uncached, streams];
+    bases.into_iter().flat_map(move |base| flags.map(|flags| Entry { flags, ..base.clone() }))
+}
+
+/// Every way of asking for `MEMORY`, well-formed; MAP_NOW is no rule's business.
+fn all_requests() -> Vec<BindRequest> {
+    let mut requests = Vec::new();
+    for [mode, mem_type, perms, flags, alias] in
+        (0..1 << 10).map(|n: u16| [n & 1, n >> 1 & 3, n >> 3 & 3, n >> 5 & 7, n >> 8])
+    {
+        let byte = |number: u16| u8::try_from(number).unwrap();
+        let wire = Request {
+            mode: byte(mode) + 1,
+            mem_type: byte(mem_type),
+            perms: byte(perms << 1) | Perms::READ.raw(),
+            flags: byte(flags),
+            alias: byte(alias),
+            ..on(MEMORY, DEVICE)
+        };
+        requests.extend(BindRequest::decode(&wire));
+    }
+    requests
+}
+
+/// Who may hold a region, as far as VM 0 is concerned.
+fn all_holds() -> [(Hold, VmSet); 8] {
+    let (own, other) = (VmSet::NONE.with(vm(0)), VmSet::NONE.with(vm(1)));
+    let both = own.with(vm(1));
+    [
+        (Hold::Free, VmSet::NONE),
+        (Hold::Shared(MemType::Device), own),
+        (Hold::Shared(MemType::Cacheable), other),
+        (Hold::Shared(MemType::Cacheable), both.with(vm(2)).without(vm(0))),
+        (Hold::Donated(vm(0), MemType::Cacheable), own),
+        (Hold::Donated(vm(1), MemType::Device), other),
+        (Hold::Quarantined, VmSet::NONE),
+        (Hold::Lost, VmSet::NONE),
+    ]
+}
+
+#[test]
+fn a_use_that_is_looked_up_is_granted_exactly_where_no_rule_refuses() {
+    let tags = COHERENT_CPU.with(Capabilities::MTE_PERM).with(Capabilities::NORMAL_NC);
+    let platforms = [Capabilities::NONE, COHERENT_CPU.with(Capabilities::NORMAL_NC), tags];
+    let programs = ContractFlags::GENERAL_PURPOSE;
+    let contracts =
+        [ContractFlags::NONE, ContractFlags::MTE, programs, programs.with(ContractFlags::MTE)];
+    let requests = all_requests();
+    assert_eq!(requests.len(), 2 * 3 * 4 * 8 * 3);
+    // The whole grid is a matter of seconds, but not under Miri.
+    let step = if cfg!(miri) { 997 } else { 1 };
+    let mut granted = 0;
+    for (entry, capabilities) in all_kinds().flat_map(|e| platforms.map(|c| (e.clone(), c))) {
+        let mut region = Region::new(entry, capabilities);
+        for (hold, holders) in all_holds() {
+            (region.hold, region.holders) = (hold, holders);
+            for (contract, request) in
+                contracts.iter().flat_map(|c| requests.iter().map(move |r| (*c, r))).step_by(step)
+            {
+                let applicant = Applicant { vm: Some(vm(0)), contract };
+                let case = Case { region: &region, capabilities, applicant, request };
+                let judged = case.judge();
+                assert_eq!(
+                    case.is_granted(),
+                    judged.is_ok(),
+                    "{judged:?} {contract:?} {request:?}"
+                );
+                granted += u64::from(judged.is_ok());
+            }
+        }
+    }
+    assert!(granted > 0, "a grid without grants says little");
 }

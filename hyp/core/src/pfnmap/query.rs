@@ -1,18 +1,18 @@
 //! Calls that change nothing: CHECK, PROBE, REGION_INFO, and what a guest was promised.
 
-use pfnguard_shared::Mode;
 use pfnguard_shared::info::{Capabilities, RegionInfo};
-use pfnguard_shared::manifest::RegionFlags;
-use pfnguard_shared::request::{CHECK_DECISIONS_OFFSET, Decision, Request};
+use pfnguard_shared::manifest::{BlockSizes, RegionFlags};
+use pfnguard_shared::request::{CHECK_DECISIONS_OFFSET, Decision, Request, RequestWord};
 use pfnguard_shared::vm::{ContractFlags, Promise, VmState};
+use pfnguard_shared::{Mode, NO_PFN, Rule};
 
-use super::{ArgPage, check_ipa, plan, record_decision};
-use crate::addr::{IpaPfn, IpaRange, PFN_LIMIT};
-use crate::decide::BindRequest;
+use super::{ArgPage, Place, check_ipa, decide_for, decision_event};
+use crate::addr::{IpaPfn, IpaRange, PFN_LIMIT, PfnRange};
+use crate::decide::{BindRequest, Judge, place};
 use crate::dispatch::Reply;
-use crate::error::HcallError;
-use crate::hypervisor::{Cpu, HostGuard, Unlocked};
-use crate::machine::{GuestStage2, Machine, World};
+use crate::error::{HcallError, Refusal};
+use crate::hypervisor::{Cpu, Guests, Unlocked};
+use crate::machine::{Clock, GuestStage2, Machine, World};
 use crate::manifest::Entry;
 use crate::region::{Binding, RegionId, RegionTable};
 use crate::vm::VmId;
@@ -27,7 +27,8 @@ pub struct Promised {
 }
 
 /// PFNMAP_CHECK: judges `items` requests (at most `MAX_CHECK_ITEMS`) of the argument page as
-/// [`super::bind`] would now, each for itself, and writes the decisions behind them (R32).
+/// [`super::bind`] would now, each for itself, and writes the decisions behind them (R32). The
+/// trace names the first that is refused (R34).
 ///
 /// # Errors
 /// `NoArgPage`. Refusals of items are decisions, not errors.
@@ -37,36 +38,103 @@ pub fn check<M: Machine>(
     items: usize,
 ) -> Result<Reply, HcallError> {
     let page = ArgPage::of(cpu)?;
-    let ipa_bits = door.hypervisor().features().guest_ipa_bits;
+    let ipa_limit = door.hypervisor().features().guest_ipa_limit();
     let mut guard = door.lock_host();
+    let (host, guests) = guard.with_guests();
+    let judge = Judge::new(&host.regions);
+    let mut batch = Batch { judge, guests, ipa_limit, last: None };
+    let mut traced = Traced::No;
     for index in 0..items {
-        // One copy, judged after the host can no longer change it.
+        // One copy, judged where the host can no longer change it.
         let wire: Request = page.read(cpu, 0, index);
-        let outcome = judge(&mut guard, ipa_bits, &wire);
-        record_decision(cpu, &wire, &outcome);
-        page.write(cpu, CHECK_DECISIONS_OFFSET, index, &decision(&outcome));
+        let decision = match batch.judge(&wire) {
+            Ok(()) => GRANTED,
+            Err(refusal) => {
+                if traced == Traced::No {
+                    traced = Traced::Yes;
+                    trace_first(cpu, &wire, &refusal);
+                }
+                decision(&refusal)
+            }
+        };
+        page.write(cpu, CHECK_DECISIONS_OFFSET, index, &decision);
     }
     Ok(Reply::NONE)
 }
 
-fn judge<M: Machine>(
-    guard: &mut HostGuard<'_, M>,
-    ipa_bits: u32,
-    wire: &Request,
-) -> Result<(), HcallError> {
-    let request = BindRequest::decode(wire)?;
-    let (host, vm) = guard.with_guest(request.vm)?;
-    plan(host, &vm, ipa_bits, &request).map(|_| ())
+/// Whether the trace names a refused item of the batch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Traced {
+    No,
+    Yes,
 }
 
-fn decision(outcome: &Result<(), HcallError>) -> Decision {
-    let Err(error) = outcome else {
-        return Decision { pfn: pfnguard_shared::NO_PFN, ..Decision::zeroed() };
-    };
-    let refusal = error.refusal();
+#[cold]
+fn trace_first<M: Machine>(cpu: &mut Cpu<M>, wire: &Request, refusal: &Refusal) {
+    cpu.trace.refuse(cpu.local.now(), decision_event(wire), refusal);
+}
+
+/// What judges the items of a batch, one after another.
+struct Batch<'a, M: Machine> {
+    judge: Judge<'a>,
+    guests: Guests<'a, M>,
+    ipa_limit: IpaPfn,
+    last: Option<LastGrant>,
+}
+
+/// What the rules granted to the item before. They ask for the first word, the region and the VM,
+/// which is still locked: an item that has these in common is granted the same.
+struct LastGrant {
+    word: RequestWord,
+    vm: VmId,
+    within: PfnRange,
+    blocks: BlockSizes,
+}
+
+impl<M: Machine> Batch<'_, M> {
+    /// Judges one item. What follows is out of line: the loop keeps its own state in registers.
+    #[inline]
+    fn judge(&mut self, wire: &Request) -> Result<(), Refusal> {
+        match &self.last {
+            Some(last) if last.word == wire.word() && self.fits_like(last, wire) => Ok(()),
+            Some(_) | None => self.judge_anew(wire),
+        }
+    }
+
+    /// Returns whether it is plain that an item has the grant of the one before, and room.
+    #[inline(never)]
+    fn fits_like(&self, last: &LastGrant, wire: &Request) -> bool {
+        let LastGrant { vm: id, within, blocks, .. } = *last;
+        let Ok((pfns, ipa)) = place(wire) else { return false };
+        let Some(vm) = self.guests.locked(id) else { return false };
+        let place = Place { id, vm, pfns, ipa, blocks };
+        within.contains_range(&pfns)
+            && place.room_at_a_glance(self.judge.table(), self.ipa_limit).is_some()
+    }
+
+    /// Judges an item by itself.
+    #[inline(never)]
+    fn judge_anew(&mut self, wire: &Request) -> Result<(), Refusal> {
+        // Another VM may be locked from now on.
+        self.last = None;
+        let request = BindRequest::decode(wire)?;
+        let id = request.vm;
+        let vm = self.guests.get(id)?;
+        let grant = decide_for::<M, Refusal>(&mut self.judge, vm, &request)?;
+        let regions = self.judge.table();
+        let within = regions.get(grant.region)?.entry.range;
+        self.last = Some(LastGrant { word: wire.word(), vm: id, within, blocks: grant.blocks });
+        Place::of(vm, &request, &grant).room(regions, self.ipa_limit)?;
+        Ok(())
+    }
+}
+
+const GRANTED: Decision = Decision { pfn: NO_PFN, ..Decision::zeroed() };
+
+fn decision(refusal: &Refusal) -> Decision {
     Decision {
         status: refusal.status.raw(),
-        rule: refusal.rule.map_or(0, pfnguard_shared::Rule::raw),
+        rule: refusal.rule.map_or(0, Rule::raw),
         subject: refusal.subject.raw(),
         pfn: refusal.pfn,
         requested: refusal.requested,
@@ -85,10 +153,10 @@ pub fn probe<M: Machine>(
     id: VmId,
     ipa: IpaPfn,
 ) -> Result<Reply, HcallError> {
-    let ipa_bits = door.hypervisor().features().guest_ipa_bits;
+    let ipa_limit = door.hypervisor().features().guest_ipa_limit();
     let limit = PFN_LIMIT.saturating_sub(1);
     let page = IpaRange::single(ipa).ok_or(HcallError::Argument { index: 2, limit })?;
-    check_ipa(&page, ipa_bits)?;
+    check_ipa(&page, ipa_limit)?;
     let mut guard = door.lock_host();
     let (host, vm) = guard.with_guest(id)?;
     vm.check_state(VmState::Active)?;

@@ -41,7 +41,7 @@ pub fn unbind<M: Machine>(
         return Err(HcallError::Contract);
     }
     if binding.state == BindingState::Mapped {
-        check_tables(host, id, &vm, vm.stage2.tables_to_unmap(binding.ipa))?;
+        check_tables(&host.regions, id, &vm, vm.stage2.tables_to_unmap(binding.ipa))?;
         vm.stage2.unmap(binding.ipa);
     }
     host.regions.remove(id, ipa);

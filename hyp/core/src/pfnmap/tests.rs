@@ -6,7 +6,7 @@ use pfnguard_shared::info::{Capabilities, RegionInfo};
 use pfnguard_shared::request::{CHECK_DECISIONS_OFFSET, Decision};
 use pfnguard_shared::trace::TraceRecord;
 use pfnguard_shared::vm::{ContractFlags, Promise};
-use pfnguard_shared::{HostFunction, MemType, NO_PFN, Perms, Rule, Status, Subject};
+use pfnguard_shared::{HostFunction, MemType, NO_PFN, PAGE_SHIFT, Perms, Rule, Status, Subject};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
@@ -301,6 +301,37 @@ fn r32_items_of_a_batch_are_judged_each_for_itself() {
 }
 
 #[test]
+fn r32_an_item_gets_what_it_gets_alone_whatever_the_one_before_got() {
+    let whole = share(MemType::Device);
+    let items = [
+        whole,
+        part(whole, 3, 1),
+        Request { pfn: whole.pfn + 1, ..whole },
+        Request { ipa_pfn: whole.ipa_pfn + 1, ..whole },
+        Request { ipa_pfn: 1 << 28, ..whole },
+        Request { pages: 0, ..whole },
+        Request { pfn: u64::MAX, ..whole },
+        Request { vm: 1, ..whole },
+        Request { vm: 9, ..whole },
+        Request { perms: Perms::ALL.raw(), ..whole },
+    ];
+    for bound in [None, Some(lazily(part(whole, 8, 8)))] {
+        let mut bench = both();
+        bound.iter().for_each(|wire| bench.bind(wire));
+        let pairs = items.iter().flat_map(|first| items.iter().map(move |next| [first, next]));
+        for pair in pairs {
+            let alone = pair.map(|wire| bench.check(wire));
+            bench.write(0, pair[0]);
+            bench.write(size_of::<Request>(), pair[1]);
+            bench.done(HostFunction::PfnmapCheck, &[2]);
+            let together: [Decision; 2] =
+                [0, 32].map(|offset| bench.read(CHECK_DECISIONS_OFFSET + offset));
+            assert_eq!(together, alone, "{pair:?}");
+        }
+    }
+}
+
+#[test]
 fn r32_check_needs_an_argument_page() {
     let mut bench = both();
     bench.done(HostFunction::ArgPageClear, &[]);
@@ -321,6 +352,23 @@ fn r34_a_refusal_is_explained_in_the_registers_and_in_the_trace() {
     assert_eq!((record.kind, record.rule), (TraceKind::Decision.raw(), Rule::R06.raw()));
     assert_eq!((record.subject, record.pfn), (Subject::Types.raw(), MMIO.0));
     assert_eq!((record.a, record.b, record.c), (wire.word().0, 4, 3));
+}
+
+#[test]
+fn r34_the_trace_names_the_first_item_of_a_batch_that_is_refused() {
+    let mut bench = both();
+    let refused = request((MMIO.0, 1), Mode::Share, MemType::Cacheable);
+    let later = request((MMIO.0 - 1, 1), Mode::Share, MemType::Device);
+    for (index, wire) in [share(MemType::Device), refused, later].iter().enumerate() {
+        bench.write(index * size_of::<Request>(), wire);
+    }
+    let before = bench.cpu.trace.written();
+    bench.done(HostFunction::PfnmapCheck, &[3]);
+    assert_eq!(bench.cpu.trace.written() - before, 2, "one of the batch, one of the call");
+    let expected = (TraceKind::Decision.raw(), Rule::R06.raw(), MMIO.0);
+    assert_eq!(bench.record_before_the_call(), expected);
+    bench.done(HostFunction::PfnmapCheck, &[1]);
+    assert_eq!(bench.cpu.trace.written() - before, 3, "nothing refused, nothing to name");
 }
 
 #[test]
