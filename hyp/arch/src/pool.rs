@@ -105,6 +105,18 @@ impl PageList {
         unsafe { link.write_volatile(0) };
         Some(PhysAddr(addr))
     }
+
+    #[cfg(feature = "hosted")]
+    fn pages(&self, map: PhysMap) -> impl Iterator<Item = Pfn> {
+        let next = move |addr: &u64| {
+            let link = map.pointer(PhysAddr(*addr)).cast::<u64>();
+            // SAFETY: pages on the list are the list's, mapped and aligned (`push`).
+            unsafe { link.read_volatile() }
+        };
+        let some = |addr: u64| (addr != 0).then_some(addr);
+        let pages = core::iter::successors(some(self.head.get()), move |addr| some(next(addr)));
+        pages.map(|addr| PhysAddr(addr).pfn())
+    }
 }
 
 /// Table pages of one set of tables: free ones, and freed ones that a TLB may still walk.
@@ -144,6 +156,12 @@ impl TablePool {
     /// Returns the number of free pages.
     pub fn free(&self) -> u64 {
         self.free.len.get()
+    }
+
+    /// Returns every free page.
+    #[cfg(feature = "hosted")]
+    pub(crate) fn free_pages(&self) -> impl Iterator<Item = Pfn> {
+        self.free.pages(self.map)
     }
 
     /// Returns whether tables were freed that [`Self::recycle`] has not seen.

@@ -24,6 +24,8 @@ pub mod fake;
 pub mod guest;
 pub mod host;
 pub mod hypervisor;
+#[cfg(any(test, feature = "fake"))]
+mod inspect;
 mod lock;
 pub mod machine;
 pub mod manifest;

@@ -363,6 +363,11 @@ fn joined(low: &PfnRange, high: &PfnRange) -> PfnRange {
 /// For tests of whoever changes frames.
 #[cfg(any(test, feature = "fake"))]
 impl Vmemmap {
+    /// Returns the record of every frame, bank by bank.
+    pub fn records(&self) -> &[Frame] {
+        self.frames
+    }
+
     /// Asserts that chunk counts and the hypervisor's count say what the frames say.
     pub fn assert_summaries(&self) {
         let mut hyp = 0;

@@ -62,6 +62,12 @@ impl<T: Stage2Tlb> GuestTables<T> {
         self.regs
     }
 
+    /// Returns every free page of the pool.
+    #[cfg(feature = "hosted")]
+    pub fn free_pages(&self) -> impl Iterator<Item = Pfn> {
+        self.tables.pool().free_pages()
+    }
+
     /// Returns a walker of the tables, which must still exist.
     fn walk(&self) -> Walk {
         assert!(self.life == Life::Live, "destroyed tables are in use: hypervisor bug");
