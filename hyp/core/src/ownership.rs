@@ -419,10 +419,14 @@ fn check_target<'a, G: GuestStage2>(
     check_limit(&ipa, features)?;
     let left = regions.tables_left(vm, stage2.tables_free());
     let map = stage2.plan_map(ipa.start(), pages, RAM_BLOCKS);
-    let map = map.map_err(|ipa| HcallError::IpaOccupied { ipa })?;
-    if let Some(ipa) = regions.first_bound(vm, &ipa) {
-        return Err(HcallError::IpaOccupied { ipa });
-    }
+    let map = match (map, regions.first_bound(vm, &ipa)) {
+        (Ok(map), None) => map,
+        (Ok(_), Some(ipa)) => return Err(HcallError::IpaOccupied { ipa }),
+        (Err(mapped), bound) => {
+            let ipa = bound.map_or(mapped, |bound| bound.min(mapped));
+            return Err(HcallError::IpaOccupied { ipa });
+        }
+    };
     check_tables(map.tables(), left)?;
     Ok(map)
 }

@@ -400,6 +400,16 @@ fn a_binding_and_ram_never_share_an_address() {
 }
 
 #[test]
+fn a_refusal_names_the_first_occupied_page_be_it_bound_or_mapped() {
+    let mut bench = both();
+    bench.bind(&lazily(request(MMIO, Mode::Share, MemType::Device)));
+    let mapped = MMIO.0 + MMIO.1;
+    bench.done(HostFunction::HostDonateGuest, &[0, RAM.0 + 64, mapped, 1]);
+    let over = [0, RAM.0 + 65, MMIO.0 - 1, MMIO.1 + 2];
+    assert_eq!(bench.call(HostFunction::HostDonateGuest, &over)[3], MMIO.0);
+}
+
+#[test]
 fn r10_a_shared_region_has_the_guests_type_for_the_host_too() {
     let mut bench = both();
     assert_eq!(bench.touch(MEMORY.0), AbortOutcome::Resume);
