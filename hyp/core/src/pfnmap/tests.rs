@@ -365,8 +365,9 @@ fn r34_the_trace_names_the_first_item_of_a_batch_that_is_refused() {
     let before = bench.cpu.trace.written();
     bench.done(HostFunction::PfnmapCheck, &[3]);
     assert_eq!(bench.cpu.trace.written() - before, 2, "one of the batch, one of the call");
-    let expected = (TraceKind::Decision.raw(), Rule::R06.raw(), MMIO.0);
-    assert_eq!(bench.record_before_the_call(), expected);
+    let record = bench.record_before_the_call();
+    assert_eq!((record.kind, record.rule), (TraceKind::Decision.raw(), Rule::R06.raw()));
+    assert_eq!((record.a, record.pfn), (refused.word().0, MMIO.0));
     bench.done(HostFunction::PfnmapCheck, &[1]);
     assert_eq!(bench.cpu.trace.written() - before, 3, "nothing refused, nothing to name");
 }
