@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::mem;
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use pfnguard_arch::attrs::{Encoding, Fwb, MtePerm};
@@ -16,7 +17,7 @@ use pfnguard_arch::stage2::{GuestTables, HostTables, Stage2Config};
 use pfnguard_arch::tlb::{El2Tlb, Stage2Regs, Stage2Scope, Stage2Tlb};
 use pfnguard_core::addr::{IpaPfn, Pfn, PfnRange, PhysAddr};
 use pfnguard_core::machine::{
-    Clock, Firmware, Frames, GuestExit, Machine, RegisterWidth, Vmid, World,
+    ArgWindow, Clock, Firmware, Frames, GuestExit, Machine, RegisterWidth, Vmid, World,
 };
 use pfnguard_core::vcpu::VcpuContext;
 use pfnguard_shared::PAGE_SIZE;
@@ -145,6 +146,11 @@ pub struct SimCpu {
     memory: Memory,
     vtcr: u64,
     encoding: walker::Encoding,
+    /// The argument page in the window.
+    shown: Option<Pfn>,
+    /// Words of the argument page that this call has read. None is read twice: a host that writes
+    /// meanwhile is then no more than a host that wrote before.
+    fetched: RefCell<Vec<Range<usize>>>,
     /// The guest that VCPU_RUN enters.
     pub guest: Guest,
     /// What device registers answer, read by read; afterwards 0.
@@ -160,9 +166,20 @@ impl SimCpu {
             memory,
             vtcr,
             encoding,
+            shown: None,
+            fetched: RefCell::default(),
             guest: Guest::default(),
             registers: VecDeque::new(),
         }
+    }
+
+    /// Forgets what the last call read.
+    pub fn begin_call(&mut self) {
+        self.fetched.get_mut().clear();
+    }
+
+    fn arg_page(&self) -> u64 {
+        self.shown.expect("no argument page is shown").0
     }
 
     /// Makes the guest of the next VCPU_RUN do this.
@@ -198,16 +215,6 @@ impl Frames for SimCpu {
         log(Op::CleanInvalidate { range });
     }
 
-    fn read(&mut self, pfn: Pfn, offset: usize, buf: &mut [u8]) {
-        assert!(self.memory.has(pfn.0), "{pfn}: no memory");
-        self.frames.read(pfn, offset, buf);
-    }
-
-    fn write(&mut self, pfn: Pfn, offset: usize, bytes: &[u8]) {
-        assert!(self.memory.has(pfn.0), "{pfn}: no memory");
-        self.frames.write(pfn, offset, bytes);
-    }
-
     fn forget_instructions(&mut self) {
         log(Op::ForgetInstructions);
     }
@@ -221,6 +228,31 @@ impl Frames for SimCpu {
         let value = value.map(|value| value & mask);
         log(Op::ReadRegister { addr, value });
         value
+    }
+}
+
+impl ArgWindow for SimCpu {
+    fn show(&mut self, pfn: Pfn) {
+        assert!(self.memory.has(pfn.0), "{pfn}: no memory");
+        assert_eq!(self.shown.replace(pfn), None, "two argument pages in one window");
+    }
+
+    fn hide(&mut self) {
+        self.shown.take().expect("nothing to hide");
+    }
+
+    fn load(&self, first: usize, words: &mut [u64]) {
+        let range = first..first + words.len();
+        let mut fetched = self.fetched.borrow_mut();
+        let again = fetched.iter().any(|old| old.start < range.end && range.start < old.end);
+        assert!(!again, "words {range:?} of the argument page are read twice: they may differ");
+        fetched.push(range.clone());
+        self.memory.page(self.arg_page(), |page| words.copy_from_slice(&page[range]));
+    }
+
+    fn store(&mut self, first: usize, words: &[u64]) {
+        let range = first..first + words.len();
+        self.memory.page_mut(self.arg_page(), |page| page[range].copy_from_slice(words));
     }
 }
 

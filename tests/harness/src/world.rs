@@ -99,6 +99,7 @@ impl World {
         let (acts, registers) = (acts.to_vec(), registers.to_vec());
         self.leave_markers(&regs);
         let local = &mut self.cpus[cpu].local;
+        local.begin_call();
         local.guest = Guest::new(&acts);
         local.registers.clear();
         local.registers.extend(registers.iter().copied());

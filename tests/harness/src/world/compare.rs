@@ -46,16 +46,21 @@ impl World {
         self.require(differs.is_none(), || format!("byte {differs:?} of the argument page"));
     }
 
-    /// Exactly one record says of the call what its answer does.
+    /// The newest record says of the call what its answer does: of a granted one its arguments, of
+    /// a refused one why (R34).
     pub(super) fn check_record(&self, cpu: usize, before: u64, regs: &[u64; 8], answer: &[u64; 8]) {
         let trace = &self.cpus[cpu].trace;
         let newest = trace.newest();
         let plain = [HostFunction::Uid, HostFunction::Revision];
         let is_plain = plain.iter().any(|function| regs[0] == u64::from(function.raw()));
         let good = newest.is_some_and(|record| {
-            let facts = [record.a, record.b, record.c] == [regs[0], regs[1], regs[2]];
+            let why = [u64::from(record.rule) | u64::from(record.subject) << 16, record.pfn];
+            let facts = [record.a, record.b, record.c];
             let status = i64::from(record.status).cast_unsigned();
-            record.kind == TraceKind::HostCall.raw() && facts && (is_plain || status == answer[0])
+            let granted = status == 0 && facts == [regs[0], regs[1], regs[2]];
+            let refused = why == answer[1..3] && facts == [regs[0], answer[3], answer[4]];
+            let told = if status == 0 { granted } else { refused };
+            record.kind == TraceKind::HostCall.raw() && told && (is_plain || status == answer[0])
         });
         let more = trace.written() > before;
         self.require(good && more, || format!("the newest record is {newest:x?}"));
