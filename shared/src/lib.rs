@@ -28,6 +28,8 @@
 #[macro_use]
 mod macros;
 pub mod call;
+#[cfg(test)]
+mod exhaustive;
 pub mod info;
 pub mod manifest;
 pub mod migration;

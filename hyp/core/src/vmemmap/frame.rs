@@ -146,7 +146,8 @@ impl Frame {
     /// Decodes the record.
     ///
     /// # Panics
-    /// Where [`Frame::new`] cannot have made it.
+    /// Where its high byte is no state, or names a VM that cannot exist. The low byte of a state
+    /// that has no use for it does not count.
     #[inline]
     pub fn state(self) -> FrameState {
         let [payload, kind] = self.0.to_le_bytes();
