@@ -10,18 +10,22 @@ use crate::barrier;
 use crate::cache::DataCache;
 use crate::device;
 use crate::fixmap::{Window, WindowType};
+use crate::pool::{PhysMap, to_usize};
 
 /// Access to frames for one CPU.
 #[derive(Debug)]
 pub struct FrameAccess<W, C> {
     window: W,
     cache: C,
+    /// How EL2 maps its own frames.
+    own: PhysMap,
 }
 
 impl<W: Window, C: DataCache> FrameAccess<W, C> {
-    /// Returns access through `window` with the maintenance of `cache`.
-    pub const fn new(window: W, cache: C) -> Self {
-        Self { window, cache }
+    /// Returns access through `window` with the maintenance of `cache`; the hypervisor's own frames
+    /// are mapped as `own` says.
+    pub const fn new(window: W, cache: C, own: PhysMap) -> Self {
+        Self { window, cache, own }
     }
 }
 
@@ -37,6 +41,14 @@ impl<W: Window, C: DataCache> Frames for FrameAccess<W, C> {
             }),
             _ => self.window.with_range(range, WindowType::Cacheable, zero),
         }
+    }
+
+    fn zero_own(&mut self, range: PfnRange) {
+        let start = range.start().base().expect("frames have an address: hypervisor bug");
+        let len = to_usize(range.pages()) * PAGE_SIZE;
+        // SAFETY: whole pages, mapped write-back and writable: the caller's promise. They are new
+        // to the tables, or about to leave them, so nothing refers to them.
+        unsafe { self.cache.zero(self.own.pointer(start).as_ptr(), len) };
     }
 
     /// Stores as Device: the only type that every region takes. No cacheable mapping is left, and
@@ -135,7 +147,7 @@ mod tests {
         (0..3 * 512).for_each(|word| memory.set_word((START << 12) + word * 8, u64::MAX));
         let types = Opened::default();
         let window = Open { memory, types: Rc::clone(&types) };
-        (FrameAccess::new(window, CacheGeometry::read()), memory, types)
+        (FrameAccess::new(window, CacheGeometry::read(), memory.map()), memory, types)
     }
 
     fn middle() -> PfnRange {
@@ -156,6 +168,17 @@ mod tests {
             }
             assert_eq!(*types.borrow(), [device]);
         }
+    }
+
+    #[test]
+    fn frames_of_its_own_are_zeroed_without_a_window() {
+        let (mut frames, memory, types) = frames();
+        frames.zero_own(middle());
+        for word in 0..3 * 512 {
+            let expected = if (512..1024).contains(&word) { 0 } else { u64::MAX };
+            assert_eq!(memory.word((START << 12) + word * 8), expected);
+        }
+        assert_eq!(*types.borrow(), []);
     }
 
     #[test]

@@ -159,7 +159,7 @@ impl LocalCpu {
     /// Returns the CPU that uses `windows`.
     pub fn new(windows: Windows<HardwareTlb>, cache: CacheGeometry) -> Self {
         let Windows { frames, arg_page } = windows;
-        Self { frames: FrameAccess::new(frames, cache), arg_page, switch: None }
+        Self { frames: FrameAccess::new(frames, cache, PhysMap::IDENTITY), arg_page, switch: None }
     }
 
     fn switch(&mut self) -> &mut Switch {
@@ -170,6 +170,10 @@ impl LocalCpu {
 impl Frames for LocalCpu {
     fn zero(&mut self, range: PfnRange) {
         self.frames.zero(range);
+    }
+
+    fn zero_own(&mut self, range: PfnRange) {
+        self.frames.zero_own(range);
     }
 
     fn zero_device(&mut self, range: PfnRange) {

@@ -416,6 +416,10 @@ impl Frames for FakeCpu {
         log(Op::Zero { range });
     }
 
+    fn zero_own(&mut self, range: PfnRange) {
+        self.zero(range);
+    }
+
     fn zero_device(&mut self, range: PfnRange) {
         self.forget(range);
         log(Op::ZeroDevice { range });

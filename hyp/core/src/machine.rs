@@ -219,6 +219,9 @@ pub trait Frames {
     /// Zeroes RAM and cleans it to the point of coherency.
     fn zero(&mut self, range: PfnRange);
 
+    /// As [`Self::zero`], for RAM that EL2 maps itself ([`El2Stage1::map`]): no window is opened.
+    fn zero_own(&mut self, range: PfnRange);
+
     /// Zeroes device-attached memory (class Memory) and cleans it to the point of coherency.
     fn zero_device(&mut self, range: PfnRange);
 

@@ -247,7 +247,7 @@ pub(crate) fn donate_tables<M: Machine>(
 ) {
     host_stage2.unmap(tables);
     hyp.stage1.map(tables);
-    cpu.local.zero(tables);
+    cpu.local.zero_own(tables);
     donation.commit(FrameState::HypOwned);
 }
 
@@ -261,7 +261,7 @@ pub(crate) fn return_table<M: Machine>(
     let page = PfnRange::single(table).expect("table past the address space: hypervisor bug");
     let owned = host.vmemmap.check(page, FrameState::HypOwned);
     let owned = owned.expect("table page of somebody else: hypervisor bug");
-    cpu.local.zero(page);
+    cpu.local.zero_own(page);
     hyp.stage1.unmap(page);
     owned.commit(FrameState::HostOwned);
 }

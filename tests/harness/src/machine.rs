@@ -162,7 +162,7 @@ impl SimCpu {
     pub fn new(memory: Memory, vtcr: u64, encoding: walker::Encoding) -> Self {
         let window = Open(memory.map());
         Self {
-            frames: FrameAccess::new(window, CacheGeometry::read()),
+            frames: FrameAccess::new(window, CacheGeometry::read(), memory.map()),
             memory,
             vtcr,
             encoding,
@@ -201,6 +201,12 @@ impl Frames for SimCpu {
     fn zero(&mut self, range: PfnRange) {
         self.check(range);
         self.frames.zero(range);
+        log(Op::Zero { range });
+    }
+
+    fn zero_own(&mut self, range: PfnRange) {
+        self.check(range);
+        self.frames.zero_own(range);
         log(Op::Zero { range });
     }
 

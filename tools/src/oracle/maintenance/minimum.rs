@@ -61,8 +61,6 @@ const FOREIGN: [u64; 8] = [2, 2, 0, 0, 5, 3, 0, 0];
 const ZEROED: [u64; 8] = [0, 0, 0, 2, 5, 3, 64, 64];
 const DRAIN: &str = "before another VMID is selected, one `DSB NSH` waits for what the host's \
     profiling buffer and trace still hold; CPUs without FEAT_SPE and trace buffers need none.";
-const DONATED: &str = "the pages are zeroed through a window although EL2 maps them itself: the \
-    window costs two invalidations, four `DSB` and two `ISB` more.";
 const NEVER_MAPPED: &str = "the least is of a page that the host had not touched, so that there \
     was no translation to remove.";
 
@@ -95,12 +93,12 @@ pub(super) const MINIMA: &[Minimum] = minima! {
     Host HVC HostFunction::HostDonateGuest.raw(), "HOST_DONATE_GUEST", MADE, NEVER_MAPPED;
     Host HVC HostFunction::HostReclaimGuest.raw(), "HOST_RECLAIM_GUEST", ZEROED,
         "only pages of protected VMs are zeroed; others cost nothing with FEAT_S2FWB.";
-    Host HVC HostFunction::VmCreate.raw(), "VM_CREATE", [0, 0, 0, 0, 2, 2, 64, 64], DONATED;
-    Host HVC HostFunction::VmPoolAdd.raw(), "VM_POOL_ADD", [0, 0, 0, 0, 2, 2, 64, 64], DONATED;
+    Host HVC HostFunction::VmCreate.raw(), "VM_CREATE", [0, 0, 0, 0, 2, 2, 64, 64], "";
+    Host HVC HostFunction::VmPoolAdd.raw(), "VM_POOL_ADD", [0, 0, 0, 0, 2, 2, 64, 64], "";
     Host HVC HostFunction::VmEnableMte.raw(), "VM_ENABLE_MTE", NOTHING, "";
     Host HVC HostFunction::VmTeardown.raw(), "VM_TEARDOWN", [0, 0, 2, 0, 3, 3, 0, 0],
         DRAIN;
-    Host HVC HostFunction::VmFree.raw(), "VM_FREE", [0, 0, 0, 2, 4, 2, 64, 64], DONATED;
+    Host HVC HostFunction::VmFree.raw(), "VM_FREE", [0, 0, 0, 2, 4, 2, 64, 64], "";
     Host HVC HostFunction::VcpuInit.raw(), "VCPU_INIT", NOTHING, "";
     Host HVC HostFunction::VcpuRun.raw(), "VCPU_RUN, to the guest", [0, 0, 0, 0, 0, 3, 0, 0],
         "stage 1 of the VMID goes from this CPU at every entry (one invalidation, one `DSB`, one \
