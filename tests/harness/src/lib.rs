@@ -23,9 +23,9 @@ pub mod machine;
 mod maintenance;
 pub mod memory;
 mod shadow;
-pub mod walker;
 pub mod world;
 
 pub use abstraction::Reader;
 pub use board::{Board, Config};
+pub use pfnguard_walker as walker;
 pub use world::World;

@@ -14,8 +14,9 @@ use pfnguard_shared::MemType;
 use pfnguard_shared::info::Capabilities;
 use pfnguard_shared::manifest::RegionFlags;
 
-use crate::abstraction::{Changed, Reader, Run, Tree};
+use crate::abstraction::{Changed, Reader};
 use crate::machine::Op;
+use crate::walker::{Run, Tree};
 
 /// What was done to the machine in one call.
 pub struct Done<'a> {

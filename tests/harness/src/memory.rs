@@ -10,11 +10,7 @@ use pfnguard_arch::pool::PhysMap;
 use pfnguard_core::addr::{Pfn, PfnRange};
 use pfnguard_shared::PAGE_SIZE;
 
-/// Words in a page.
-pub const WORDS: usize = PAGE_SIZE / size_of::<u64>();
-
-/// A page, as words.
-pub type Page = [u64; WORDS];
+pub use pfnguard_walker::{Page, WORDS};
 
 /// Where a marker is written, by word: near both ends and in the middle, behind the word that a
 /// list of free pages uses.
@@ -113,6 +109,12 @@ impl Memory {
     /// Zeroes the page.
     pub fn clear(&self, pfn: u64) {
         self.page_mut(pfn, |page| page.fill(0));
+    }
+}
+
+impl pfnguard_walker::Memory for Memory {
+    fn page<R>(&self, pfn: u64, look: impl FnOnce(&Page) -> R) -> R {
+        Self::page(self, pfn, look)
     }
 }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use pfnguard_core::addr::{Pfn, PfnRange};
-use pfnguard_harness::abstraction::Tree;
+
 use pfnguard_harness::memory::Memory;
-use pfnguard_harness::walker::{Attrs, Encoding, Stage2, Type, pages_at};
+use pfnguard_harness::walker::{Attrs, Encoding, Stage2, Tree, Type, pages_at};
 use proptest::prelude::*;
 
 /// Memory for tables.

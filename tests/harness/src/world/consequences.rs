@@ -10,8 +10,8 @@ use pfnguard_model::state::Frame;
 use pfnguard_shared::{MemType, Perms};
 
 use super::World;
-use crate::abstraction::{Run, perms};
-use crate::walker::{Attrs, Type};
+use crate::abstraction::perms;
+use crate::walker::{Attrs, Run, Type};
 
 /// What follows from the state.
 impl World {

@@ -2,7 +2,23 @@
 //! FEAT_LPA2. It shares nothing with the code that builds the tables, and it is strict: what a
 //! table of this hypervisor never holds is an error, even where a CPU would accept it.
 
-use crate::memory::{Memory, Page, WORDS};
+#![forbid(unsafe_code)]
+
+mod tree;
+
+pub use tree::{Run, Tree};
+
+/// Words in a page.
+pub const WORDS: usize = 512;
+
+/// A page, as words.
+pub type Page = [u64; WORDS];
+
+/// Where tables lie.
+pub trait Memory {
+    /// Lends the page of frame `pfn`.
+    fn page<R>(&self, pfn: u64, look: impl FnOnce(&Page) -> R) -> R;
+}
 
 /// Registers that select a stage 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +100,10 @@ struct Place {
 
 /// Output address bits of a descriptor, 48 bits.
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
-/// Bits 62:59 (ignored, PBHA), 52 (contiguous), 51 (DBM) and 50:48 (beyond 48 bits): never set.
-const NEVER: u64 = 0xf << 59 | 1 << 63 | 0x1f << 48;
+/// Bits 62:59 (ignored, PBHA), 52 (contiguous), 51 (DBM) and 49:48 (beyond 48 bits): never set.
+const NEVER: u64 = 0xf << 59 | 1 << 63 | 0x1b << 48;
+/// Bit 50: GP of stage 1 (FEAT_BTI), beyond 48 bits in stage 2.
+const GUARDED: u64 = 1 << 50;
 
 const fn field(value: u64, high: u32, low: u32) -> u64 {
     value >> low & ((1 << (high - low + 1)) - 1)
@@ -133,7 +151,11 @@ impl Stage2 {
     ///
     /// # Errors
     /// The first descriptor that a table of this hypervisor never holds.
-    pub fn walk(&self, memory: &Memory, to: &mut impl Visitor<Attrs>) -> Result<(), Malformed> {
+    pub fn walk(
+        &self,
+        memory: &impl Memory,
+        to: &mut impl Visitor<Attrs>,
+    ) -> Result<(), Malformed> {
         let (root, tables, level) = self.root();
         for table in 0..tables {
             let first = table * 512 * pages_at(level);
@@ -147,7 +169,11 @@ impl Stage2 {
     ///
     /// # Errors
     /// As [`Self::walk`].
-    pub fn translate(&self, memory: &Memory, page: u64) -> Result<Option<(u64, Attrs)>, Malformed> {
+    pub fn translate(
+        &self,
+        memory: &impl Memory,
+        page: u64,
+    ) -> Result<Option<(u64, Attrs)>, Malformed> {
         if page >> (self.input_bits() - 12) != 0 {
             return Ok(None);
         }
@@ -176,6 +202,9 @@ impl Stage2 {
         let wrong = |why| Err(place.malformed(bits, why));
         if field(bits, 9, 8) != 0b11 {
             return wrong("SH is not inner shareable");
+        }
+        if bits & GUARDED != 0 {
+            return wrong("a bit that is never set");
         }
         let exec = match field(bits, 54, 53) {
             0b00 => true,
@@ -227,7 +256,7 @@ pub struct El2Attrs {
 /// # Errors
 /// The first descriptor that a table of this hypervisor never holds.
 pub fn walk_el2(
-    memory: &Memory,
+    memory: &impl Memory,
     ttbr0: u64,
     output_bits: u32,
     to: &mut impl Visitor<El2Attrs>,
@@ -243,6 +272,9 @@ fn el2_attrs(place: Place, bits: u64) -> Result<El2Attrs, Malformed> {
     let (write, exec) = (bits & 1 << 7 == 0, bits & 1 << 54 == 0);
     if write && exec {
         return Err(place.malformed(bits, "writable and executable"));
+    }
+    if !exec && bits & GUARDED != 0 {
+        return Err(place.malformed(bits, "guarded, and not executable"));
     }
     Ok(El2Attrs { write, exec, index: u8::try_from(field(bits, 4, 2)).unwrap_or(0) })
 }
@@ -297,7 +329,7 @@ impl Place {
 const GROUP: usize = 8;
 
 fn descend<A>(
-    memory: &Memory,
+    memory: &impl Memory,
     place: Place,
     output_bits: u32,
     attrs: &impl Fn(Place, u64) -> Result<A, Malformed>,
@@ -328,5 +360,3 @@ fn descend<A>(
         Ok(())
     })
 }
-
-const _: () = assert!(WORDS == 512);
