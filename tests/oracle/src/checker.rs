@@ -154,18 +154,21 @@ impl Checker {
                 cpu.vttbr = value;
                 let shape = tables::stage2_root(cpu.vtcr);
                 let vmid = u16::try_from(value >> VMID_SHIFT).unwrap_or(0);
+                let registers = (value, self.cpu(at).vtcr);
+                self.report.translations.stage2.insert(vmid, registers);
                 self.root(at, page_of(value & VTTBR_ROOT), Translation::Stage2 { vmid }, shape);
             }
             Register::Ttbr0El2 => {
                 let shape = tables::stage1_root(self.cpu(at).tcr);
                 let root = page_of(value & VTTBR_ROOT);
+                self.report.translations.el2 = Some(value);
                 self.el2_root = Some(root << PAGE_SHIFT);
                 self.root(at, root, Translation::El2, shape);
             }
-            Register::HcrEl2 => match value & HCR_FWB {
-                0 => self.fwb = Fwb::Absent,
-                _ => self.fwb = Fwb::Present,
-            },
+            Register::HcrEl2 => {
+                self.fwb = if value & HCR_FWB == 0 { Fwb::Absent } else { Fwb::Present };
+                self.report.translations.fwb = self.fwb == Fwb::Present;
+            }
             Register::SctlrEl2 => {}
         }
     }

@@ -35,5 +35,5 @@ mod violation;
 
 pub use checker::{Checker, Config};
 pub use removal::Times;
-pub use report::{Call, Counter, Report, Tally};
+pub use report::{Call, Counter, Report, Tally, Translations};
 pub use violation::{Moment, Rule, Translation, Violation};

@@ -151,6 +151,19 @@ impl Tally {
 pub struct Report {
     /// By kind of call.
     pub calls: BTreeMap<Call, Tally>,
+    /// Where tables are.
+    pub translations: Translations,
+}
+
+/// Registers that point at tables, as they were written last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Translations {
+    /// `VTTBR_EL2` and the `VTCR_EL2` of that moment, by VMID.
+    pub stage2: BTreeMap<u16, (u64, u64)>,
+    /// `TTBR0_EL2`.
+    pub el2: Option<u64>,
+    /// Whether `HCR_EL2.FWB` is set.
+    pub fwb: bool,
 }
 
 impl Report {
