@@ -122,6 +122,8 @@ pub struct Boot<'a> {
     pub manifest: &'a Path,
     /// What the host is to do.
     pub bootargs: &'a str,
+    /// A file that is to be the machine's RAM, so that it can be read from outside.
+    pub ram: Option<&'a Path>,
 }
 
 impl Cpu {
@@ -197,7 +199,15 @@ impl Machine {
     pub fn boot(&self, boot: &Boot<'_>) -> Command {
         let (host, manifest) = (comma_safe(boot.host), comma_safe(boot.manifest));
         let bootargs = boot.bootargs.replace(',', ",,");
-        let mut command = self.base("");
+        let shared = if boot.ram.is_some() { ",memory-backend=ram" } else { "" };
+        let mut command = self.base(shared);
+        if let Some(file) = boot.ram {
+            let bytes = RAM.end - RAM.start;
+            let file = comma_safe(file);
+            command.arg("-object");
+            command
+                .arg(format!("memory-backend-file,id=ram,mem-path={file},share=on,size={bytes}"));
+        }
         command.args(["-serial", "stdio"]).arg("-kernel").arg(boot.payload);
         command.args([
             "-device",
@@ -255,7 +265,8 @@ mod tests {
 
     fn boot(machine: Machine) -> String {
         let (payload, host) = (Path::new("p.img"), Path::new("h,1.bin"));
-        let boot = Boot { payload, host, manifest: Path::new("m.bin"), bootargs: "test" };
+        let boot =
+            Boot { payload, host, manifest: Path::new("m.bin"), bootargs: "test", ram: None };
         show(&machine.boot(&boot))
     }
 

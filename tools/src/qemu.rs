@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -96,6 +96,8 @@ pub struct Job<'a> {
     pub machine: Machine,
     /// What the host is to do.
     pub bootargs: &'a str,
+    /// A file that is to be the machine's RAM.
+    pub ram: Option<&'a Path>,
     /// When to give up.
     pub timeout: Duration,
     /// Whether to show the UART.
@@ -183,6 +185,7 @@ impl Job<'_> {
             host: &artifacts.host,
             manifest: &path,
             bootargs: self.bootargs,
+            ram: self.ram,
         };
         let mut command = self.machine.boot(&boot);
         let watched = self.watch(oracle, artifacts)?;
@@ -330,7 +333,7 @@ mod tests {
     fn listen(script: &str, timeout: Duration) -> (Vec<String>, Ending) {
         let machine = Machine::parallel(Cpu::CortexA72);
         let (echo, progress) = (Echo::Silent, Progress::Plain);
-        let job = Job { machine, bootargs: "test", timeout, echo, progress };
+        let job = Job { machine, bootargs: "test", ram: None, timeout, echo, progress };
         job.listen(Command::new("sh").args(["-c", script]), |_| ()).unwrap()
     }
 

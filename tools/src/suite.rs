@@ -69,7 +69,7 @@ impl Suite {
         };
         let (machine, timeout) = (self.machine, self.timeout);
         let (echo, progress) = (self.echo, self.progress);
-        let job = Job { machine, bootargs: &bootargs, timeout, echo, progress };
+        let job = Job { machine, bootargs: &bootargs, ram: None, timeout, echo, progress };
         verdict(&job.run_under(&self.oracle, &artifacts)?)
     }
 }

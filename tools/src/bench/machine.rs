@@ -42,7 +42,7 @@ pub fn command(job: &Job<'_>, artifacts: &Artifacts) -> miette::Result<Command> 
     let path = path("manifest.bin");
     artifacts::put(&path, &manifest).map_err(BenchError::from)?;
     let (payload, host) = (&artifacts.payload, &artifacts.host);
-    let boot = Boot { payload, host, manifest: &path, bootargs: job.bootargs };
+    let boot = Boot { payload, host, manifest: &path, bootargs: job.bootargs, ram: None };
     let mut command = base().boot(&boot);
     command.args(ARGUMENTS);
     Ok(command)

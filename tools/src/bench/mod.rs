@@ -92,7 +92,7 @@ impl Bench {
 
     fn job<'a>(&self, bootargs: &'a str) -> Job<'a> {
         let (timeout, echo, progress) = (self.timeout, self.echo, self.progress);
-        Job { machine: machine::base(), bootargs, timeout, echo, progress }
+        Job { machine: machine::base(), bootargs, ram: None, timeout, echo, progress }
     }
 
     /// Sets up, builds, boots and measures.

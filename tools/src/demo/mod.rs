@@ -56,7 +56,7 @@ impl Demo {
         let artifacts = artifacts::build(self.progress)?;
         let (machine, timeout) = (self.machine, self.timeout);
         let (echo, progress) = (self.echo, self.progress);
-        let job = Job { machine, bootargs: "demo", timeout, echo, progress };
+        let job = Job { machine, bootargs: "demo", ram: None, timeout, echo, progress };
         let run = job.run_under(&self.oracle, &artifacts)?;
         if let Some(path) = &self.keep_log {
             let log = run.log.join("\n") + "\n";
