@@ -38,6 +38,7 @@ mod pfnmap;
 mod races;
 mod races_args;
 mod races_guest;
+mod registers;
 mod smc;
 mod smp;
 mod stage1;

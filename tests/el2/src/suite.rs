@@ -7,7 +7,7 @@ use crate::outcome::{Dashed, Failure, Outcome};
 use crate::pci::Functions;
 use crate::{
     calls, escapes, gic, guests, guests_own, guests_protected, handover, malformed, memory,
-    ownership, pfnmap, races, races_args, races_guest, smc, smp, tables, vm, walks,
+    ownership, pfnmap, races, races_args, races_guest, registers, smc, smp, tables, vm, walks,
 };
 
 /// A test: its name is what a run selects and reports.
@@ -17,6 +17,7 @@ pub type Test = (&'static str, fn() -> Outcome);
 const TESTS: &[&[Test]] = &[
     calls::TESTS,
     smc::TESTS,
+    registers::TESTS,
     memory::TESTS,
     walks::TESTS,
     ownership::TESTS,
