@@ -164,6 +164,8 @@ pub enum Line {
     Test(Test),
     /// `@end`.
     End(End),
+    /// `@fuzz`: a step of a random run, for `fuzz-machine` to read.
+    Fuzz(String),
     /// `@mismatch`, `@demo`, `@unknown`: the host found a contradiction, or could not go on.
     Complaint(String),
 }
@@ -181,6 +183,8 @@ pub struct Transcript {
     pub capabilities: Option<Capabilities>,
     /// Tests, in the order run.
     pub tests: Vec<Test>,
+    /// Steps of a random run, in the order made.
+    pub fuzz: Vec<String>,
     /// The last line; `None` means that the run broke off.
     pub end: Option<End>,
     /// Panics of the hypervisor, complaints of the host, `@` lines that could not be read.
@@ -218,6 +222,7 @@ impl Transcript {
             Line::Decision(decision) => self.decisions.push(*decision),
             Line::Caps(capabilities) => self.capabilities = Some(capabilities),
             Line::Test(test) => self.keep_test(test),
+            Line::Fuzz(step) => self.fuzz.push(step),
             Line::End(end) => self.end = Some(end),
             Line::Complaint(what) => self.problems.push(format!("the host complains: {what}")),
         }
@@ -248,6 +253,7 @@ pub fn parse(line: &str) -> Result<Line, LineError> {
             Fields::read(words)?.test(verb).map(Line::Test)
         }
         "end" => Fields::read(words)?.end().map(Line::End),
+        "fuzz" => Ok(Line::Fuzz(words.collect::<Vec<_>>().join(" "))),
         "mismatch" | "demo" | "unknown" => Ok(Line::Complaint(words.collect::<Vec<_>>().join(" "))),
         unknown => Err(LineError::UnknownWord(unknown.to_owned())),
     }

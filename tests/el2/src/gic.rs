@@ -74,6 +74,17 @@ pub fn finish_timer() -> Outcome {
     ensure(pending == u64::from(TIMER), "the pending interrupt is not the timer's")
 }
 
+/// Does `work` with an interrupt pending all the time: a guest in it leaves before its first
+/// instruction.
+pub fn interrupted<T>(work: impl FnOnce() -> T) -> T {
+    start_timer(1 << 40);
+    // ICC_HPPIR1_EL1: what would be taken.
+    while read_register!("S3_0_C12_C12_2") != u64::from(TIMER) {}
+    let done = work();
+    stop_timer();
+    done
+}
+
 /// Does `work`, in which a guest may run, with an interrupt pending after `milliseconds`: a guest
 /// that does not stop is a failed test instead of a machine that hangs.
 pub fn bounded<T>(milliseconds: u64, work: impl FnOnce() -> T) -> T {

@@ -39,6 +39,9 @@ pub enum Program {
     Hammer,
     /// Shares the page at x0 with the host, yields, takes it back, yields, repeats.
     Lend,
+    /// Loads from the page of x7 and stores to the page of x9, unless they are page 0, makes the HVC
+    /// that x0..x3 say, yields x1..x3 of the answer, repeats. `tools::fuzz_machine` knows every instruction.
+    Anything,
 }
 
 /// What [`Program::Fill`] writes.
@@ -193,6 +196,20 @@ global_asm!(
     "yield_call",
     "b 2b",
     ".balign 4096",
+    // Anything. Page numbers have 27 bits. What is at 0x80 is overwritten.
+    "2: ubfx x10, x7, #12, #27",
+    "cbz x10, 3f",
+    "lsl x10, x10, #12",
+    "ldr xzr, [x10]",
+    "3: ubfx x10, x9, #12, #27",
+    "cbz x10, 4f",
+    "lsl x10, x10, #12",
+    "str xzr, [x10, #0x80]",
+    "4: hvc #0",
+    "mov x6, x0",
+    "yield_call",
+    "b 2b",
+    ".balign 4096",
 );
 
 unsafe extern "C" {
@@ -217,14 +234,20 @@ impl Program {
             Self::Fill => 11,
             Self::Hammer => 12,
             Self::Lend => 13,
+            Self::Anything => 14,
         }
+    }
+
+    /// Returns the address of the program.
+    pub fn address(self) -> u64 {
+        let programs = u64::try_from((&raw const guest_programs).expose_provenance()).unwrap_or(0);
+        programs + self.index() * u64::try_from(PAGE_SIZE).unwrap_or(0)
     }
 
     /// Writes the program to a page of the host's.
     pub fn copy_to(self, page: Pfn) {
         let bytes = u64::try_from(PAGE_SIZE).unwrap_or(0);
-        let programs = u64::try_from((&raw const guest_programs).expose_provenance()).unwrap_or(0);
-        let source = programs + self.index() * bytes;
+        let source = self.address();
         for offset in (0..bytes).step_by(8) {
             frames::write(frames::address(page) + offset, frames::read(source + offset));
         }

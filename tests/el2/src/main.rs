@@ -2,7 +2,8 @@
 //!
 //! It is a flat image, entered at its first byte with `x0` = device tree, MMU and caches off. Boot
 //! arguments choose what it does: `demo` asks for every combination on every BAR, `test` runs every
-//! attack, `test=<prefix>` those whose name starts so, `bench` counts what each call executes.
+//! attack, `test=<prefix>` those whose name starts so, `bench` counts what each call executes,
+//! `fuzz=<seed>,<calls>` makes random calls and writes them down.
 //! Results are `@` lines on the serial line.
 
 #![no_std]
@@ -23,6 +24,7 @@ mod demo;
 mod dtb;
 mod escapes;
 mod frames;
+mod fuzz;
 mod gic;
 mod guest_code;
 mod guests;
@@ -71,6 +73,7 @@ fn main(dtb: u64, _: u64, _: u64, _: u64) -> ! {
             ("demo", _) => demo::run(&functions),
             ("test", prefix) => suite::run(&machine, functions.clone(), prefix),
             ("bench", row) => bench::run(&functions, row),
+            ("fuzz", order) => fuzz::run(&machine, order),
             ("devices", _) => {}
             (unknown, _) => say!("@unknown bootarg={unknown}"),
         }

@@ -49,9 +49,9 @@ impl Random {
         self.0 >> 33 ^ self.0 << 17
     }
 
-    /// Returns one of `choices`.
+    /// Returns one of `choices`, 0 of none.
     pub fn pick(&mut self, choices: &[u64]) -> u64 {
-        let length = u64::try_from(choices.len()).unwrap_or(1);
+        let length = u64::try_from(choices.len().max(1)).unwrap_or(1);
         let index = usize::try_from(self.next() % length).unwrap_or(0);
         choices.get(index).copied().unwrap_or(0)
     }
