@@ -60,10 +60,11 @@ impl State {
         Some(HostMay { perms: DATA, mem_type, no_tags: tagged && machine.forbids_tags(region) })
     }
 
-    /// Whether the hypervisor may have a page mapped between calls: its own alone. Everything else
-    /// it maps for as long as one operation lasts.
+    /// Whether the hypervisor may have a page mapped between calls: its own, and argument pages.
+    /// Everything else it maps for as long as one operation lasts.
     pub fn el2_may_map(&self, page: u64) -> bool {
-        matches!(self.frames.get(&page), Some(Frame::Hyp | Frame::HypReadable))
+        let own = matches!(self.frames.get(&page), Some(Frame::Hyp | Frame::HypReadable));
+        own || self.arg_pages.contains(&Some(page))
     }
 }
 
