@@ -1,12 +1,16 @@
 //! The payload on the machines of the test matrix: the bare-metal host's own tests, each CPU once
 //! with two CPUs in parallel and once with instructions as the clock; and every decision of the
-//! main job judged on each CPU. The oracle judges what EL2 executes in every one of these runs.
+//! main job judged on each CPU; and random calls held against the specification. The oracle judges
+//! what EL2 executes in every one of these runs.
 
+use std::ops::Range;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use pfnguard_tools::demo::Demo;
+use pfnguard_tools::fuzz_machine::RandomRun;
+use pfnguard_tools::fuzz_machine::replay::Tally;
 use pfnguard_tools::machine::{Clock, Cpu, MATRIX, Machine};
 use pfnguard_tools::oracle::Oracle;
 use pfnguard_tools::progress::Progress;
@@ -79,6 +83,43 @@ fn decides_as_specified(machine: Machine) {
     if let Err(report) = judged {
         panic!("{machine}: {report}");
     }
+}
+
+/// Random calls and accesses of each machine's seeds: other ones for each, all of them specified.
+fn does_as_specified(machine: Machine, seeds: Range<u64>) {
+    for seed in seeds {
+        let (echo, progress, timeout) = (Echo::Silent, Progress::Plain, TIMEOUT);
+        let (calls, oracle) = (400, Oracle::On);
+        let fuzz = RandomRun { machine, seed, calls, timeout, echo, progress, oracle };
+        match SLOTS.hold(machine, || fuzz.run()) {
+            Ok(verdict) => {
+                println!("{machine}, seed {seed}: {verdict}");
+                let Tally { calls, granted, entries, touches } = verdict.tally;
+                assert!(granted > calls / 4 && entries > 0 && touches > 0, "nothing was tried");
+            }
+            Err(report) => panic!("{machine}, seed {seed}: {report}"),
+        }
+    }
+}
+
+#[test]
+fn neoverse_n2_smp2_does_as_specified_at_random() {
+    does_as_specified(Machine::parallel(Cpu::NeoverseN2), 0..4);
+}
+
+#[test]
+fn neoverse_n2_icount_does_as_specified_at_random() {
+    does_as_specified(Machine::counted(Cpu::NeoverseN2), 4..8);
+}
+
+#[test]
+fn cortex_a72_smp2_does_as_specified_at_random() {
+    does_as_specified(Machine::parallel(Cpu::CortexA72), 8..12);
+}
+
+#[test]
+fn cortex_a72_icount_does_as_specified_at_random() {
+    does_as_specified(Machine::counted(Cpu::CortexA72), 12..16);
 }
 
 /// Defines the tests of each CPU, in a module of its own.

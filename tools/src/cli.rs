@@ -10,6 +10,7 @@ use crate::artifacts::{self, ArtifactError};
 use crate::bench::{self, Bench, Keep, Profiler};
 use crate::demo::Demo;
 use crate::fuzz::Campaign;
+use crate::fuzz_machine::RandomRun;
 use crate::header::{self, Action};
 use crate::machine::{Clock, Cpu, Machine};
 use crate::oracle::{self, Maintenance, Oracle, Oversight, Symbols};
@@ -43,6 +44,8 @@ enum Command {
     Bench(BenchArgs),
     /// Runs the bare-metal host's tests on one machine.
     TestMachine(TestArgs),
+    /// Makes random calls and accesses on one machine, each compared with the specification.
+    FuzzMachine(FuzzMachineArgs),
     /// Counts TLB, barrier and cache operations of each kind of call in a run of all tests.
     Maintenance(MaintenanceArgs),
     /// Judges a trace that `test-machine --keep-trace` has kept.
@@ -115,6 +118,21 @@ struct TestArgs {
     /// Run only tests whose name starts with this.
     #[arg(default_value = "")]
     prefix: String,
+}
+
+#[derive(Debug, Args)]
+struct FuzzMachineArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// What the run is drawn from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Calls and accesses of a run.
+    #[arg(long, default_value_t = 500)]
+    calls: u64,
+    /// Runs, each with the next seed.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
 }
 
 #[derive(Debug, Args)]
@@ -220,6 +238,7 @@ impl Cli {
             Some(Command::Build) => build(progress),
             Some(Command::Bench(args)) => bench(args),
             Some(Command::TestMachine(args)) => test_machine(args),
+            Some(Command::FuzzMachine(args)) => fuzz_machine(&args),
             Some(Command::Maintenance(args)) => maintenance(args),
             Some(Command::Trace(args)) => {
                 println!("{}", oracle::judge_file(&args.file, progress)?);
@@ -276,6 +295,17 @@ fn test_machine(args: TestArgs) -> miette::Result<()> {
     let (echo, prefix, oracle) = (args.machine.echo(), args.prefix, args.machine.oracle());
     let tally = Suite { machine, prefix, timeout, echo, progress, oracle }.run()?;
     println!("{machine}: {tally}");
+    Ok(())
+}
+
+fn fuzz_machine(args: &FuzzMachineArgs) -> miette::Result<()> {
+    let (machine, timeout) = (args.machine.machine(), args.machine.timeout());
+    let (echo, calls) = (args.machine.echo(), args.calls);
+    for seed in args.seed..args.seed.saturating_add(args.seeds) {
+        let (oracle, progress) = (args.machine.oracle(), args.machine.progress());
+        let verdict = RandomRun { machine, seed, calls, timeout, echo, progress, oracle }.run()?;
+        println!("{machine}, seed {seed}: {verdict}");
+    }
     Ok(())
 }
 

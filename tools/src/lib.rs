@@ -9,6 +9,7 @@ pub mod bench;
 pub mod cli;
 pub mod demo;
 pub mod fuzz;
+pub mod fuzz_machine;
 pub mod header;
 pub mod image;
 pub mod machine;

@@ -164,7 +164,7 @@ pub enum Line {
     Test(Test),
     /// `@end`.
     End(End),
-    /// `@fuzz`: a step of a random run, for `fuzz-machine` to read.
+    /// `@fuzz`: a step of a random run, for [`crate::fuzz_machine`] to read.
     Fuzz(String),
     /// `@mismatch`, `@demo`, `@unknown`: the host found a contradiction, or could not go on.
     Complaint(String),
