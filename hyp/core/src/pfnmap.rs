@@ -18,7 +18,7 @@ use pfnguard_shared::{Mode, Perms};
 use crate::addr::{IpaPfn, IpaRange, PfnRange};
 use crate::decide::{Applicant, BindRequest, Grant, Judge, decide};
 use crate::dispatch::Reply;
-use crate::error::{HcallError, RuleRefusal};
+use crate::error::HcallError;
 use crate::hypervisor::{Cpu, Host, Unlocked};
 use crate::machine::{Clock, Frames, GuestStage2, HostStage2, Machine};
 use crate::region::{Binding, BindingState, Hold, RegionId, RegionTable};
@@ -90,22 +90,18 @@ fn plan<M: Machine>(
     ipa_limit: IpaPfn,
     request: &BindRequest,
 ) -> Result<Plan, HcallError> {
-    let grant = decide_for::<M, HcallError>(judge, vm, request)?;
+    let applicant = applicant(request.vm, vm)?;
+    let grant = judge.decide::<HcallError>(applicant, request)?;
     let place = Place::of(vm, request, &grant);
     let tables = place.room(judge.table(), ipa_limit)?;
     Ok(Plan { grant, tables })
 }
 
-/// Decides by the rules, for a VM that can still take something. BIND and CHECK tell of a refusal
-/// in different ways.
+/// Returns the applicant that a VM is, which can still take something.
 #[inline]
-fn decide_for<M: Machine, E: From<HcallError> + From<RuleRefusal>>(
-    judge: &mut Judge<'_>,
-    vm: &Vm<M>,
-    request: &BindRequest,
-) -> Result<Grant, E> {
+fn applicant<M: Machine>(id: VmId, vm: &Vm<M>) -> Result<Applicant, HcallError> {
     vm.check_state(VmState::Active)?;
-    judge.decide(Applicant { vm: Some(request.vm), contract: vm.contract }, request)
+    Ok(Applicant { vm: Some(id), contract: vm.contract })
 }
 
 /// What asks for room in a guest: the VM, the pages and where, in the blocks of the grant.

@@ -3,7 +3,7 @@
 use pfnguard_shared::{Rule, Status, Subject};
 
 use super::{Applicant, BindRequest, Case, Grant};
-use crate::addr::Pfn;
+use crate::addr::{Pfn, PfnRange};
 use crate::error::RuleRefusal;
 use crate::manifest::Entry;
 use crate::region::{RegionTable, Spot};
@@ -35,13 +35,26 @@ impl<'a> Judge<'a> {
         applicant: Applicant,
         request: &BindRequest,
     ) -> Result<Grant, E> {
-        let start = request.pfns.start();
-        if !self.spot.contains(start) {
-            self.spot = self.table.spot(start);
-        }
+        self.look_at(request.pfns.start());
         match self.grant(applicant, request) {
             Some(grant) => Ok(grant),
             None => Err(self.refusal(applicant, request).into()),
+        }
+    }
+
+    /// Returns why every request for `range` is refused where no page of it lies in an entry.
+    #[inline(always)]
+    pub fn refuse_outside(&mut self, range: &PfnRange) -> Option<RuleRefusal> {
+        self.look_at(range.start());
+        let region = self.spot.region();
+        let inside = region.is_some_and(|(_, region)| region.entry.range.overlaps(range));
+        (!inside).then(|| outside(self.table, range))
+    }
+
+    #[inline(always)]
+    fn look_at(&mut self, pfn: Pfn) {
+        if !self.spot.contains(pfn) {
+            self.spot = self.table.spot(pfn);
         }
     }
 
@@ -67,7 +80,7 @@ impl<'a> Judge<'a> {
             Some((_, region)) if region.entry.range.overlaps(range) => {
                 straddling(self.table, &region.entry, request)
             }
-            Some(_) | None => outside(self.table, request),
+            Some(_) | None => outside(self.table, range),
         }
     }
 }
@@ -90,11 +103,12 @@ fn straddling(table: &RegionTable, entry: &Entry, request: &BindRequest) -> Rule
     }
 }
 
-/// R15 or R01: no page of the request lies in an entry.
-fn outside(table: &RegionTable, request: &BindRequest) -> RuleRefusal {
-    let (rule, subject, pfn, requested) = match table.first_ram(&request.pfns) {
+/// R15 or R01: no page of `range` lies in an entry.
+#[inline]
+fn outside(table: &RegionTable, range: &PfnRange) -> RuleRefusal {
+    let (rule, subject, pfn, requested) = match table.first_ram(range) {
         Some(pfn) => (Rule::R15, Subject::None, pfn, 0),
-        None => (Rule::R01, Subject::Pages, request.pfns.start(), request.pfns.pages()),
+        None => (Rule::R01, Subject::Pages, range.start(), range.pages()),
     };
     RuleRefusal { status: Status::Denied, rule, subject, pfn: Some(pfn), requested, granted: 0 }
 }

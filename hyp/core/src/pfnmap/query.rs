@@ -6,7 +6,7 @@ use pfnguard_shared::request::{CHECK_DECISIONS_OFFSET, Decision, Request, Reques
 use pfnguard_shared::vm::{ContractFlags, Promise, VmState};
 use pfnguard_shared::{Mode, NO_PFN, Rule};
 
-use super::{ArgPage, Place, check_ipa, decide_for, decision_event};
+use super::{ArgPage, Place, applicant, check_ipa, decision_event};
 use crate::addr::{IpaPfn, IpaRange, PFN_LIMIT, PfnRange};
 use crate::decide::{BindRequest, Judge, place};
 use crate::dispatch::Reply;
@@ -79,13 +79,26 @@ struct Batch<'a, M: Machine> {
     judge: Judge<'a>,
     guests: Guests<'a, M>,
     ipa_limit: IpaPfn,
-    last: Option<LastGrant>,
+    last: Option<Last>,
 }
 
-/// What the rules granted to the item before. They ask for the first word, the region and the VM,
-/// which is still locked: an item that has these in common is granted the same.
-struct LastGrant {
+/// What is known of an item with the same first word as the one before: the word is well formed,
+/// and its VM, which is still locked, is active. What is left to judge is where the pages lie.
+struct Last {
     word: RequestWord,
+    outcome: Outcome,
+}
+
+/// What became of the item before; its neighbours most likely go the same way.
+enum Outcome {
+    /// The rules granted it. They ask for nothing but the word, the VM and the region, so an item
+    /// that has these in common is granted the same.
+    Granted(LastGrant),
+    /// No page of it lies in an entry.
+    Outside,
+}
+
+struct LastGrant {
     vm: VmId,
     within: PfnRange,
     blocks: BlockSizes,
@@ -96,7 +109,11 @@ impl<M: Machine> Batch<'_, M> {
     #[inline]
     fn judge(&mut self, wire: &Request) -> Result<(), Refusal> {
         match &self.last {
-            Some(last) if last.word == wire.word() && self.fits_like(last, wire) => Ok(()),
+            Some(Last { word, outcome }) if *word == wire.word() => match outcome {
+                Outcome::Granted(last) if self.fits_like(last, wire) => Ok(()),
+                Outcome::Granted(_) => self.judge_anew(wire),
+                Outcome::Outside => self.judge_outside(wire),
+            },
             Some(_) | None => self.judge_anew(wire),
         }
     }
@@ -104,12 +121,21 @@ impl<M: Machine> Batch<'_, M> {
     /// Returns whether it is plain that an item has the grant of the one before, and room.
     #[inline(never)]
     fn fits_like(&self, last: &LastGrant, wire: &Request) -> bool {
-        let LastGrant { vm: id, within, blocks, .. } = *last;
+        let LastGrant { vm: id, within, blocks } = *last;
         let Ok((pfns, ipa)) = place(wire) else { return false };
         let Some(vm) = self.guests.locked(id) else { return false };
         let place = Place { id, vm, pfns, ipa, blocks };
         within.contains_range(&pfns)
             && place.room_at_a_glance(self.judge.table(), self.ipa_limit).is_some()
+    }
+
+    /// Judges an item like the one before, which lies in no entry: its place says all.
+    #[inline(never)]
+    fn judge_outside(&mut self, wire: &Request) -> Result<(), Refusal> {
+        match place(wire).ok().and_then(|(pfns, _)| self.judge.refuse_outside(&pfns)) {
+            Some(refusal) => Err(refusal.into()),
+            None => self.judge_anew(wire),
+        }
     }
 
     /// Judges an item by itself.
@@ -120,10 +146,17 @@ impl<M: Machine> Batch<'_, M> {
         let request = BindRequest::decode(wire)?;
         let id = request.vm;
         let vm = self.guests.get(id)?;
-        let grant = decide_for::<M, Refusal>(&mut self.judge, vm, &request)?;
+        let applicant = applicant(id, vm)?;
+        let word = wire.word();
+        if let Some(refusal) = self.judge.refuse_outside(&request.pfns) {
+            self.last = Some(Last { word, outcome: Outcome::Outside });
+            return Err(refusal.into());
+        }
+        let grant = self.judge.decide::<Refusal>(applicant, &request)?;
         let regions = self.judge.table();
         let within = regions.get(grant.region)?.entry.range;
-        self.last = Some(LastGrant { word: wire.word(), vm: id, within, blocks: grant.blocks });
+        let outcome = Outcome::Granted(LastGrant { vm: id, within, blocks: grant.blocks });
+        self.last = Some(Last { word, outcome });
         Place::of(vm, &request, &grant).room(regions, self.ipa_limit)?;
         Ok(())
     }
