@@ -1,7 +1,7 @@
 //! Steps: changes of state that depend on each frame's own state.
 
 use super::{Bank, Frame, FrameState, HostAccess, Vmemmap, refusal};
-use crate::addr::{Pfn, PfnRange};
+use crate::addr::PfnRange;
 use crate::error::HcallError;
 
 /// Proof that a step is possible for every frame of a range, each from its own state.
@@ -57,8 +57,7 @@ impl Vmemmap {
         let first = Run::first_of(frames, &step);
         let first = first.map_err(|found| refusal(pages.start(), needed, found))?;
         if first.length < frames.len() {
-            let rest = pages.iter().zip(frames).skip(first.length);
-            check_rest(rest, needed, &step)?;
+            check_rest(&pages, frames, first.length, needed, &step)?;
         }
         Ok(Steps { map: self, bank, pages, first, step })
     }
@@ -69,11 +68,11 @@ impl Vmemmap {
         &mut self,
         bank: &Bank,
         pages: PfnRange,
-        step: &impl Fn(FrameState) -> Option<FrameState>,
+        step: &dyn Fn(FrameState) -> Option<FrameState>,
     ) {
         let mut rest = Some(pages);
         while let Some(pages) = rest {
-            let run = Run::first_of(&self.frames[bank.frames(&pages)], step);
+            let run = Run::first_of(&self.frames[bank.frames(&pages)], &step);
             rest = self.put(bank, pages, run.expect("unchecked step: hypervisor bug"));
         }
     }
@@ -116,15 +115,18 @@ impl<S: Fn(FrameState) -> Option<FrameState>> Steps<'_, S> {
     }
 }
 
-/// Checks frames behind a first run. Out of line: calls on one page have none.
+/// Checks frames behind a first run. Out of line, and one for all steps: calls on one page have
+/// none, and runs of equal frames ask for their step once.
 #[inline(never)]
-fn check_rest<'a>(
-    rest: impl Iterator<Item = (Pfn, &'a Frame)>,
+fn check_rest(
+    pages: &PfnRange,
+    frames: &[Frame],
+    first: usize,
     needed: FrameState,
-    step: &impl Fn(FrameState) -> Option<FrameState>,
+    step: &dyn Fn(FrameState) -> Option<FrameState>,
 ) -> Result<(), HcallError> {
     let mut same = None;
-    for (pfn, frame) in rest {
+    for (pfn, frame) in pages.iter().zip(frames).skip(first) {
         if same == Some(*frame) {
             continue;
         }
