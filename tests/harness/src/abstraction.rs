@@ -56,6 +56,8 @@ pub struct Changes {
     pub old_el2: Tree<El2Attrs>,
     /// The translations before of VMs whose tables changed.
     pub old_guests: Vec<(u16, Tree<Attrs>)>,
+    /// The regions before.
+    pub old_regions: Vec<Region>,
     /// The bindings before of VMs whose bindings changed.
     pub old_bindings: Vec<(u16, BTreeMap<u64, Binding>)>,
 }
@@ -183,6 +185,7 @@ impl Reader {
     }
 
     fn read_regions(&mut self, table: &pfnguard_core::region::RegionTable) {
+        mem::swap(&mut self.state.regions, &mut self.changes.old_regions);
         self.state.regions.clear();
         for index in 0..table.count() {
             let id = RegionId::from_raw(index).expect("an index below the count");

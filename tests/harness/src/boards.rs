@@ -20,8 +20,8 @@ pub const RAM: [Range<u64>; 2] = [0x4_01e8..0x4_0460, 0x4_0800..0x4_09d0];
 const MMIO: Range<u64> = 0x3_0000..0x3_0008;
 /// Memory with a 2 MiB block and an edge.
 const MEMORY: Range<u64> = 0x3_01f8..0x3_0420;
-/// Memory next to it, of a device that polls its reset.
-const POLLED: Range<u64> = 0x3_0420..0x3_0430;
+/// Memory next to it, zeroed when it comes back, of a device that polls its reset.
+pub const POLLED: Range<u64> = 0x3_0420..0x3_0430;
 /// Memory of a device that its driver resets.
 const EXTERNAL: Range<u64> = 0x3_0440..0x3_0450;
 /// A region of a device that masters the bus.
@@ -134,8 +134,15 @@ fn without_any_uncached(mut config: Config) -> Config {
     config
 }
 
-/// Returns every board: with all abilities, without tag control, without FWB and DIC, and one
-/// where Normal-NC is forbidden.
+fn in_pages(mut config: Config) -> Config {
+    for entry in &mut config.entries {
+        entry.blocks = BlockSizes::PAGE.raw();
+    }
+    config
+}
+
+/// Returns every board: with all abilities; without tag control, regions in pages only; without FWB
+/// and DIC; and one where Normal-NC is forbidden.
 pub fn all() -> &'static [&'static Board] {
     static BOARDS: OnceLock<Vec<&'static Board>> = OnceLock::new();
     BOARDS.get_or_init(|| {
@@ -149,7 +156,7 @@ pub fn all() -> &'static [&'static Board] {
         let plain = common().without(Capabilities::MTE).without(Capabilities::MTE_PERM);
         vec![
             Board::new(config(common(), none, 48)),
-            Board::new(config(common().without(Capabilities::MTE_PERM), none, 40)),
+            Board::new(in_pages(config(common().without(Capabilities::MTE_PERM), none, 40))),
             Board::new(config(incoherent, none, 44)),
             Board::new(without_any_uncached(config(plain, forbidden, 36))),
         ]

@@ -9,10 +9,10 @@ use std::ops::Range;
 use pfnguard_arch::tlb::Stage2Scope;
 use pfnguard_core::addr::PfnRange;
 use pfnguard_model::machine::Machine;
-use pfnguard_model::state::{Binding, Frame, State};
+use pfnguard_model::state::{Binding, Frame, Region, State};
 use pfnguard_shared::MemType;
-use pfnguard_shared::info::Capabilities;
-use pfnguard_shared::manifest::RegionFlags;
+use pfnguard_shared::info::{Capabilities, RegionState};
+use pfnguard_shared::manifest::{RegionClass, RegionFlags};
 
 use crate::abstraction::{Changed, Reader};
 use crate::machine::Op;
@@ -53,6 +53,8 @@ pub fn first_debt(done: &Done<'_>, reader: &Reader) -> Option<String> {
         let gone = old.iter().filter(|(first, _)| !kept(first)).map(|(_, binding)| binding);
         debts.extend(gone.filter_map(|binding| done.release_debt(*vm, binding)));
     }
+    let regions = changes.old_regions.iter().zip(&done.state.regions).enumerate();
+    debts.extend(regions.filter_map(|(index, (old, new))| done.bind_debt(index, old, new)));
     debts.into_iter().next()
 }
 
@@ -170,6 +172,17 @@ impl Done<'_> {
         stale.then(|| format!("{page:#x} changed hands and old instructions may run"))
     }
 
+    /// What the host may have cached of a region is cleaned before the first VM has it (R08).
+    fn bind_debt(&self, index: usize, old: &Region, new: &Region) -> Option<String> {
+        let entry = &self.machine.entries[index];
+        let memory = entry.class == RegionClass::Memory.raw();
+        let cleanable = entry.flags & RegionFlags::CMO_BY_ADDRESS.raw() != 0;
+        let taken = old.state == RegionState::Free && new.state != RegionState::Free;
+        let pages = self.machine.region_pages(index);
+        let owed = taken && memory && cleanable && !self.cleans(&pages);
+        owed.then(|| format!("the host lost {pages:x?}, which was not cleaned"))
+    }
+
     /// Cacheable device memory is cleaned when a VM lets go of it (R08, R40).
     fn release_debt(&self, vm: u16, binding: &Binding) -> Option<String> {
         let flags = self.machine.entries[binding.region].flags;
@@ -181,6 +194,15 @@ impl Done<'_> {
         }
         None
     }
+}
+
+/// Whether all of `pages` was zeroed: a page that is zero anyway may have lines that are not.
+pub fn zeroes(ops: &[Op], pages: &Range<u64>) -> bool {
+    let ranges = ops.iter().filter_map(|op| match op {
+        Op::Zero { range } | Op::ZeroDevice { range } => Some(as_range(range)),
+        _ => None,
+    });
+    covers(ranges, pages)
 }
 
 fn as_range(range: &PfnRange) -> Range<u64> {

@@ -315,12 +315,24 @@ impl Pick<'_> {
         vms.find(|(_, vm)| !vm.bindings.is_empty()).map(|(number, _)| u64::from(*number))
     }
 
+    /// A region, often one that VMs hold parts of already: these may overlap.
+    fn bindable(&self, bytes: &mut Unstructured<'_>) -> Result<usize> {
+        let regions = &self.state().regions;
+        let any = bytes.choose_index(regions.len())?;
+        let held = |index: &usize| regions[*index].mem_type.is_some();
+        let held: Vec<usize> = (0..regions.len()).filter(held).collect();
+        match held.is_empty() || bytes.arbitrary()? {
+            true => Ok(any),
+            false => bytes.choose(&held).copied(),
+        }
+    }
+
     /// A request for a part of a region, mostly a sound one.
     pub(super) fn request(&self, bytes: &mut Unstructured<'_>) -> Result<Request> {
         let machine = &self.world.board().machine;
         // Few fields are wrong at once.
         let sound = bytes.ratio(3, 4)?;
-        let region = bytes.choose_index(machine.entries.len())?;
+        let region = self.bindable(bytes)?;
         let pages = machine.region_pages(region);
         let whole = bytes.ratio(1, 3)?;
         let pfn = if whole { pages.start } else { within(&pages, bytes)? };

@@ -104,6 +104,8 @@ impl World {
         let stored = mem::take(&mut self.cpus[cpu].local.guest.stored);
         stored.into_iter().for_each(|(page, marker)| self.contents.marked(page, marker));
         for pages in &outcome.zeroed {
+            let zeroed = maintenance::zeroes(&self.ops, pages);
+            self.require(zeroed, || format!("{pages:x?} was not zeroed"));
             self.check_zero(pages.clone());
         }
         for changed in mem::take(&mut self.reader.changes.frames) {
