@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pfnguard_core::Hypervisor;
 use pfnguard_core::addr::PfnRange;
@@ -29,6 +30,9 @@ pub const PAGE: u64 = RAM.0 + 64;
 /// Where they appear in guests.
 pub const IPA: u64 = 0x1000;
 
+/// Most VMs that tests make.
+const VMS: usize = 2;
+
 /// Most schedules of a race that are enumerated: more means that the race is not small.
 const ENUMERATED: usize = 200_000;
 
@@ -36,6 +40,7 @@ const ENUMERATED: usize = 200_000;
 pub struct World {
     hypervisor: Arc<Hypervisor<FakeMachine>>,
     cpus: Vec<Cpu<FakeMachine>>,
+    running: Arc<[AtomicBool; VMS]>,
 }
 
 /// One CPU of it, on its own thread.
@@ -43,6 +48,8 @@ pub struct Host {
     hypervisor: Arc<Hypervisor<FakeMachine>>,
     /// The CPU; its scenes are what guests do on it.
     pub cpu: Cpu<FakeMachine>,
+    /// Whether the one vCPU of each VM is in its guest.
+    running: Arc<[AtomicBool; VMS]>,
 }
 
 /// What a call returned.
@@ -77,7 +84,7 @@ impl World {
         let ram = vec![PfnRange::new(RAM, pages).expect("RAM of a few pages")];
         let setup = Setup { ram, entries: entries.to_vec(), ..Setup::default() };
         let (hypervisor, cpus) = setup.launch();
-        Self { hypervisor: Arc::new(hypervisor), cpus }
+        Self { hypervisor: Arc::new(hypervisor), cpus, running: Arc::default() }
     }
 
     /// Makes a call on the first CPU, before or after the race.
@@ -103,16 +110,22 @@ impl World {
         A: Send + 'static,
         B: Send + 'static,
     {
-        let cpu = self.cpus.pop().expect("two CPUs");
-        let mut other = Host { hypervisor: Arc::clone(&self.hypervisor), cpu };
-        let cpu = self.cpus.pop().expect("two CPUs");
-        let mut own = Host { hypervisor: Arc::clone(&self.hypervisor), cpu };
+        let mut other = self.host();
+        let mut own = self.host();
         let thread = shuttle::thread::spawn(move || (second(&mut other), other.cpu));
         let result = first(&mut own);
         let (other_result, other_cpu) = thread.join().expect("the other CPU panicked");
         self.cpus = vec![own.cpu, other_cpu];
         assert_consistent(&self.hypervisor);
         (result, other_result)
+    }
+}
+
+impl World {
+    fn host(&mut self) -> Host {
+        let cpu = self.cpus.pop().expect("two CPUs");
+        let (hypervisor, running) = (Arc::clone(&self.hypervisor), Arc::clone(&self.running));
+        Host { hypervisor, cpu, running }
     }
 }
 
@@ -124,13 +137,21 @@ impl Host {
 
     /// Runs the vCPU of `vm`, which makes this call and then waits for an interrupt. Returns what
     /// VCPU_RUN returned.
+    ///
+    /// # Panics
+    /// Where the vCPU runs on the other CPU.
     pub fn run_guest_call(&mut self, vm: u64, regs: [u64; 3]) -> Answer {
         /// `HVC #0` from AArch64.
         const ESR: u64 = 0x16 << 26;
+        let index = usize::try_from(vm).expect("a VM's number");
+        let running = Arc::clone(&self.running);
         self.cpu.local.scenes.clear();
         self.cpu.local.scene(move |context| {
+            let twice = running[index].swap(true, Ordering::Relaxed);
+            assert!(!twice, "one vCPU on two CPUs");
             // The other CPU may do anything while this one is in the guest.
             shuttle::thread::yield_now();
+            running[index].store(false, Ordering::Relaxed);
             context.regs[..3].copy_from_slice(&regs);
             GuestExit::Sync { esr: ESR, far: 0, hpfar: 0 }
         });
