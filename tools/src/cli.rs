@@ -16,6 +16,7 @@ use crate::machine::{Clock, Cpu, Machine};
 use crate::oracle::{self, Maintenance, Oracle, Oversight, Symbols};
 use crate::progress::Progress;
 use crate::qemu::Echo;
+use crate::seeds;
 use crate::suite::Suite;
 use crate::{manifest, setup};
 
@@ -52,6 +53,8 @@ enum Command {
     Trace(TraceArgs),
     /// Fuzzes calls and file formats, each target for some minutes; installs cargo-fuzz if needed.
     Fuzz(FuzzArgs),
+    /// Plants each bug of tests/seeds in a copy of the tree, and fails if no test sees one.
+    Seeds(SeedsArgs),
     /// Generates the C header of the ABI.
     Header(HeaderArgs),
     /// Makes a flat image of an ELF file.
@@ -176,6 +179,12 @@ fn minutes(text: &str) -> Result<f64, String> {
 }
 
 #[derive(Debug, Args)]
+struct SeedsArgs {
+    /// Bugs [default: all].
+    names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
 struct HeaderArgs {
     /// Change nothing; fail if the header is not up to date.
     #[arg(long)]
@@ -245,6 +254,7 @@ impl Cli {
                 Ok(())
             }
             Some(Command::Fuzz(args)) => fuzz(args),
+            Some(Command::Seeds(args)) => plant(args),
             Some(Command::Header(args)) => {
                 header::run(if args.check { Action::Check } else { Action::Write })
             }
@@ -332,6 +342,13 @@ fn fuzz(args: FuzzArgs) -> miette::Result<()> {
     let (progress, jobs) = (Progress::detect(), usize::from(args.jobs));
     let each = Duration::from_secs_f64(args.minutes * 60.0);
     let outcome = Campaign { targets: args.targets, each, jobs, progress }.run()?;
+    println!("\n{outcome}");
+    Ok(outcome.check()?)
+}
+
+fn plant(args: SeedsArgs) -> miette::Result<()> {
+    let campaign = seeds::Campaign { names: args.names, progress: Progress::detect() };
+    let outcome = campaign.run()?;
     println!("\n{outcome}");
     Ok(outcome.check()?)
 }

@@ -19,6 +19,7 @@ pub mod par;
 pub mod process;
 pub mod progress;
 pub mod qemu;
+pub mod seeds;
 pub mod setup;
 pub mod suite;
 pub mod uart;
