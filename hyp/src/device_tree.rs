@@ -104,7 +104,8 @@ fn ram(tree: Fdt<'_>) -> Result<Ranges, Unusable> {
         }
     }
     sort(&mut banks);
-    merge(&banks)
+    // Page 0 stays the host's for good: an address of 0 is none to the hypervisor.
+    without(&merge(&banks)?, PfnRange::single(Pfn(0)).ok_or(Unusable::Property("reg of /memory"))?)
 }
 
 /// Sorts a few ranges, by insertion: the library's sort is 3 KiB of code for many.

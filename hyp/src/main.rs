@@ -57,7 +57,10 @@ fn find(boot: &Boot) -> Result<Found, ()> {
 /// Judges the manifest and starts the host.
 fn launch(mapped: Mapped, entry: HostEntry) -> ! {
     let own = [mapped.hypervisor_memory()];
-    let manifest = match Manifest::parse(mapped.manifest(), mapped.ram(), &own) {
+    let manifest = Manifest::parse(mapped.manifest(), mapped.ram(), &own);
+    let pa_bits = mapped.platform().features.pa_bits;
+    let reachable = |manifest: &Manifest| manifest.check_reachable(pa_bits);
+    let manifest = match manifest.and_then(|manifest| reachable(&manifest).map(|()| manifest)) {
         Ok(manifest) => manifest,
         // Before the host has run (R50): nothing has been given away.
         Err(why) => refuse(&format_args!("manifest: {why}")),

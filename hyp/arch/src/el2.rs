@@ -1,7 +1,7 @@
 //! EL2's control registers: what the host may do without asking, what a guest may, and why.
 //!
 //! Always nVHE (`HCR_EL2.E2H` = 0, `TGE` = 0). [`Controls`] holds everything that differs between
-//! host and guest; [`init_cpu`] sets the rest once on each CPU.
+//! host and guest; `init_cpu` sets the rest once on each CPU.
 
 use arm_sysregs::el1::registers::IdAa64mmfr3El1;
 use arm_sysregs::el2::registers::{

@@ -55,6 +55,13 @@ pub const WINDOW_PAGES: u64 = 2 * BLOCK_PAGES;
 /// Pages of a 2 MiB block.
 const BLOCK_PAGES: u64 = pages_at(MID_LEVEL);
 
+/// Returns the first page that is too high to be RAM, on a machine of so many address bits: EL2
+/// maps RAM where it is, below the windows.
+pub fn ram_limit(pa_bits: u32) -> Pfn {
+    let addressable = 1u64 << pa_bits.saturating_sub(PAGE_SHIFT);
+    Pfn(addressable.min(window_page(0)))
+}
+
 /// Returns the first virtual page of a CPU's window.
 pub(crate) const fn window_page(cpu: u64) -> u64 {
     (WINDOW_BASE >> PAGE_SHIFT) + cpu * WINDOW_PAGES
@@ -212,6 +219,12 @@ mod tests {
 
     const CPUS: u64 = 2;
     const FRAME: Pfn = Pfn(0x12_3456);
+
+    #[test]
+    fn ram_ends_where_addresses_do_and_below_the_windows() {
+        assert_eq!(ram_limit(40), Pfn(1 << 28));
+        assert_eq!(ram_limit(48), Pfn(WINDOW_BASE >> PAGE_SHIFT));
+    }
 
     /// The windows of CPU 1, and what reads the tables.
     fn window() -> (Fixmap<WorstTlb>, Memory, u64, WorstTlb) {

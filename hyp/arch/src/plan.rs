@@ -3,7 +3,7 @@
 use core::fmt;
 
 use arrayvec::ArrayVec;
-use pfnguard_core::addr::{PfnRange, PhysAddr};
+use pfnguard_core::addr::{Pfn, PfnRange, PhysAddr};
 use pfnguard_core::hypervisor::MAX_CPUS;
 use pfnguard_core::trace::RING_RECORDS;
 use pfnguard_core::vmemmap::{Frame, MAX_BANKS, Vmemmap};
@@ -11,6 +11,7 @@ use pfnguard_shared::PAGE_SIZE;
 use pfnguard_shared::manifest::{Entry, Header, MAX_ENTRIES};
 use pfnguard_shared::trace::{RingHeader, TraceRecord};
 
+use crate::fixmap::ram_limit;
 use crate::layout::{self, STACK_BLOCK_PAGES};
 use crate::stage1::el2_tables_needed;
 use crate::stage2::host_tables_needed;
@@ -44,6 +45,13 @@ pub enum LaunchError {
     NoDeviceTree(PhysAddr),
     /// The boot CPU is not among the device tree's CPUs.
     UnknownBootCpu(u64),
+    /// RAM that the page tables cannot address, and the first page that they cannot.
+    RamTooHigh {
+        /// The bank.
+        bank: PfnRange,
+        /// The first page that is too high.
+        limit: Pfn,
+    },
     /// The manifest is longer than any can be, in bytes.
     ManifestSize(usize),
     /// The pages that the hypervisor needs behind its image are not free RAM.
@@ -62,6 +70,12 @@ impl fmt::Display for LaunchError {
             Self::UnknownBootCpu(mpidr) => {
                 write!(f, "boot CPU {mpidr:#x} is not in the device tree")
             }
+            Self::RamTooHigh { bank, limit } => write!(
+                f,
+                "RAM in pages {}..{}: pages from {limit} on are beyond this hypervisor",
+                bank.start(),
+                bank.end()
+            ),
             Self::ManifestSize(bytes) => {
                 write!(f, "manifest of {bytes} bytes: at most {MANIFEST_MAX}")
             }
@@ -92,6 +106,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(facts: &MachineFacts, pa_bits: u32) -> Result<Self, LaunchError> {
+        check_ram(&facts.ram, ram_limit(pa_bits))?;
         let (_, manifest) = facts.manifest;
         if manifest > MANIFEST_MAX {
             return Err(LaunchError::ManifestSize(manifest));
@@ -137,6 +152,14 @@ impl Plan {
     pub(crate) fn all(&self) -> PfnRange {
         let image = layout::image();
         PfnRange::new(image.start(), image.pages() + self.carved.pages()).expect("ends in RAM")
+    }
+}
+
+/// A page past the limit would lose address bits in a descriptor, and lead to another one.
+fn check_ram(ram: &[PfnRange], limit: Pfn) -> Result<(), LaunchError> {
+    match ram.iter().find(|bank| bank.end() > limit) {
+        Some(&bank) => Err(LaunchError::RamTooHigh { bank, limit }),
+        None => Ok(()),
     }
 }
 

@@ -75,7 +75,7 @@ const ROOT_LEVEL: u32 = 0;
 /// Bits of virtual address.
 const VA_BITS: u64 = 48;
 
-/// `MAIR_EL2`: types by the indices that [`leaf_bits`] uses.
+/// `MAIR_EL2`: types by the indices that `leaf_bits` uses.
 pub const MAIR_EL2: Mair = Mair::EMPTY
     .with_attribute(0, MairAttribute::DEVICE_NGNRE)
     .with_attribute(

@@ -12,12 +12,12 @@ use core::fmt;
 use core::str;
 
 use arrayvec::ArrayVec;
-use pfnguard_shared::Perms;
 use pfnguard_shared::manifest::{
     self as wire, BlockSizes, Header, MAX_ENTRIES, MAX_STREAMS, PlatformFlags, RegionClass,
     RegionFlags, ResetKind, SHA256_OFFSET,
 };
 use pfnguard_shared::request::{MemTypes, Modes};
+use pfnguard_shared::{PAGE_SHIFT, Perms};
 use sha2::{Digest, Sha256};
 use zerocopy::FromBytes;
 
@@ -25,7 +25,7 @@ use crate::addr::{PfnRange, PhysAddr};
 use crate::machine::RegisterWidth;
 
 pub use constraint::Constraint;
-pub use error::{Fact, ManifestError};
+pub use error::{Fact, ManifestError, Place};
 
 /// A manifest that meets every constraint.
 #[derive(Clone, Debug)]
@@ -126,6 +126,26 @@ impl Manifest {
         }
         whole::check(&entries, ram, hypervisor)?;
         Ok(Self { entries, platform, sha256 })
+    }
+}
+
+impl Manifest {
+    /// Checks that a machine of `pa_bits` physical address bits can reach every region: a page past
+    /// them would lose bits in a descriptor, and lead to another one.
+    ///
+    /// # Errors
+    /// `AddressSpace` with the first such entry, where it ends, and the first page past the bits.
+    pub fn check_reachable(&self, pa_bits: u32) -> Result<(), ManifestError> {
+        let limit = 1 << pa_bits.saturating_sub(PAGE_SHIFT);
+        let beyond = |(_, entry): &(usize, &Entry)| entry.range.end().0 > limit;
+        let Some((index, entry)) = self.entries.iter().enumerate().find(beyond) else {
+            return Ok(());
+        };
+        Err(ManifestError {
+            constraint: Constraint::AddressSpace,
+            place: Some(Place { index, name: entry.name }),
+            fact: Fact::Beside(entry.range.end().0, limit),
+        })
     }
 }
 

@@ -44,7 +44,7 @@ constraints! {
     NameUnique = "11" R50 "the name occurs twice";
     BaseAligned = "12" R50 "the base is not page aligned";
     Size = "13" R50 "the size is zero or not page aligned";
-    AddressSpace = "14" R50 "it ends past 52 bits";
+    AddressSpace = "14" R50 "it ends past the physical address space";
     Class = "15" R50 "the class is unknown";
     UnknownBits = "16" R50 "unknown flag bits or reserved bytes are set";
     NothingGranted = "17" R02 "something is granted, but no mode";

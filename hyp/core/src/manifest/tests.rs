@@ -357,3 +357,15 @@ fn no_bytes_panic() {
         assert!(parse(&bytes[..length]).is_err());
     }
 }
+
+/// What descriptors have no bits for would lead elsewhere.
+#[test]
+fn r50_a_region_past_the_machines_address_bits_is_refused() {
+    let manifest = parse(&seal(&[mmio(), memory()], |_| {})).unwrap();
+    let end = manifest.entries[1].range.end().0 << 12;
+    let bits = u64::BITS - (end - 1).leading_zeros();
+    assert_eq!(manifest.check_reachable(bits), Ok(()));
+    let error = manifest.check_reachable(bits - 1).unwrap_err();
+    assert_eq!(error.constraint, Constraint::AddressSpace);
+    assert_eq!(error.fact, Fact::Beside(end >> 12, 1 << (bits - 1 - 12)));
+}
