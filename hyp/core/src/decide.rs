@@ -30,8 +30,8 @@
 //! | 17 | R10 | it is held with another type | Unsupported | type, type held |
 //! | 17 | R02 | one VM more than the entry allows would hold it | Busy | holders then, most |
 //!
-//! Each rule is written once, in [`Case`]. At launch all of them are asked about every use of every
-//! region ([`Answers`]), so that a request is granted by looking its use up; the rules are asked
+//! Each rule is written once, in `Case`. At launch all of them are asked about every use of every
+//! region (`Answers`), so that a request is granted by looking its use up; the rules are asked
 //! again, in their order, only to say why there is no grant.
 //!
 //! What is granted has exactly the type and the permissions that were asked for (R05, R09).
