@@ -22,6 +22,8 @@ pub struct Memory {
     range: PfnRange,
     /// Address at which the developer's machine has it.
     start: usize,
+    /// Address of the allocation that holds it.
+    allocated: usize,
 }
 
 thread_local! {
@@ -40,26 +42,37 @@ impl Memory {
     }
 
     fn allocate(range: PfnRange) -> Self {
-        // SAFETY: ranges are not empty, so the size is not zero.
-        let start = unsafe { alloc_zeroed(Self::layout(range)) };
-        assert!(!start.is_null(), "out of memory");
-        Self { range, start: start.expose_provenance() }
+        // SAFETY: the size is a page at least.
+        let allocated = unsafe { alloc_zeroed(Self::layout(range)) };
+        assert!(!allocated.is_null(), "out of memory");
+        let allocated = allocated.expose_provenance();
+        Self { range, start: allocated.next_multiple_of(PAGE_SIZE), allocated }
     }
 
     /// Gives the memory back, for the next [`Self::take`]; the caller has zeroed it.
     pub fn give_back(self) {
-        IDLE.with_borrow_mut(|idle| idle.push(self));
+        // A thread that ends has no next one.
+        if IDLE.try_with(|idle| idle.borrow_mut().push(self)).is_err() {
+            self.free();
+        }
     }
 
     /// Frees the memory, whatever it holds.
     pub fn free(self) {
         // SAFETY: allocated with this layout; the world, which alone used it, is gone.
-        unsafe { dealloc(self.pointer(self.range.start().0).cast(), Self::layout(self.range)) };
+        unsafe {
+            dealloc(
+                core::ptr::with_exposed_provenance_mut(self.allocated),
+                Self::layout(self.range),
+            );
+        }
     }
 
+    /// A page more than the span, which is aligned in it: the allocator writes all of an aligned
+    /// allocation to zero it, and leaves one that is not to the system, page by page.
     fn layout(range: PfnRange) -> Layout {
-        let bytes = to_usize(range.pages()) * PAGE_SIZE;
-        Layout::from_size_align(bytes, PAGE_SIZE).expect("a span has a layout")
+        let bytes = (to_usize(range.pages()) + 1) * PAGE_SIZE;
+        Layout::from_size_align(bytes, align_of::<u64>()).expect("a span has a layout")
     }
 
     /// Returns how the hypervisor sees it.
