@@ -17,14 +17,14 @@ use crate::board::{Board, Config};
 pub const RAM: [Range<u64>; 2] = [0x4_01e8..0x4_0460, 0x4_0800..0x4_09d0];
 
 /// Registers: page 0 also holds the reset registers.
-const MMIO: Range<u64> = 0x3_0000..0x3_0008;
+pub(crate) const MMIO: Range<u64> = 0x3_0000..0x3_0008;
 /// Memory with a 2 MiB block and an edge.
-const MEMORY: Range<u64> = 0x3_01f8..0x3_0420;
+pub(crate) const MEMORY: Range<u64> = 0x3_01f8..0x3_0420;
 /// Memory next to it, zeroed when it comes back, of a device that polls its reset.
 pub const POLLED: Range<u64> = 0x3_0420..0x3_0430;
 /// Memory of a device that its driver resets.
-const EXTERNAL: Range<u64> = 0x3_0440..0x3_0450;
-/// A region of a device that masters the bus.
+pub(crate) const EXTERNAL: Range<u64> = 0x3_0440..0x3_0450;
+/// Registers of a device that masters the bus; nothing but Device is granted (R03).
 const STREAMS: Range<u64> = 0x3_0460..0x3_0464;
 /// A region that is blocked.
 const QUIRKED: Range<u64> = 0x3_0470..0x3_0472;
@@ -104,7 +104,9 @@ pub fn entries() -> Vec<Entry> {
         Entry {
             stream_count: 1,
             streams: [0x100, 0, 0, 0],
-            ..memory("streams", STREAMS, RegionFlags::CMO_BY_ADDRESS)
+            types: MemTypes::DEVICE.raw(),
+            flags: RegionFlags::NONE.raw(),
+            ..entry("streams", STREAMS, RegionClass::Mmio)
         },
         Entry {
             flags: RegionFlags::QUIRKED.raw(),
@@ -160,5 +162,17 @@ pub fn all() -> &'static [&'static Board] {
             Board::new(config(incoherent, none, 44)),
             Board::new(without_any_uncached(config(plain, forbidden, 36))),
         ]
+    })
+}
+
+/// Returns a board with one small bank of RAM and two regions: registers that are read back, and
+/// memory that a driver resets.
+pub fn small() -> &'static Board {
+    static BOARD: OnceLock<&'static Board> = OnceLock::new();
+    BOARD.get_or_init(|| {
+        let mut config = config(common(), PlatformFlags::NONE, 40);
+        config.ram = vec![0x4_0000..0x4_0080];
+        config.entries.retain(|entry| [MMIO, EXTERNAL].contains(&crate::board::pages(entry)));
+        Board::new(config)
     })
 }

@@ -22,10 +22,13 @@ mod launch;
 pub mod machine;
 mod maintenance;
 pub mod memory;
+pub mod prepared;
+pub mod rules;
 mod shadow;
 pub mod world;
 
 pub use abstraction::Reader;
 pub use board::{Board, Config};
 pub use pfnguard_walker as walker;
+pub use prepared::Stage;
 pub use world::World;

@@ -13,6 +13,7 @@ use pfnguard_core::addr::PhysAddr;
 use pfnguard_core::host::{AbortOutcome, HostAbort};
 use pfnguard_core::hypervisor::Cpu;
 use pfnguard_model::call::{Call, Seen};
+use pfnguard_model::rules::Done;
 use pfnguard_model::state::{Frame, State};
 use pfnguard_shared::migration::{MAX_ITEMS, MigrationHeader, MigrationItem};
 use pfnguard_shared::{HostFunction, PAGE_SIZE, Perms, Status};
@@ -26,6 +27,7 @@ use crate::guest::{Access, Act, Extend, Guest, Kind};
 use crate::launch::launch;
 use crate::machine::{self, Op, Sim};
 use crate::memory::Memory;
+use crate::rules;
 use crate::walker::{Attrs, Stage2};
 
 /// A machine.
@@ -118,7 +120,12 @@ impl World {
         let seen = self.seen(cpu, regs, answer);
         let page = arg_page.map(|_| &*self.arg_page);
         let call = Call { cpu, regs, arg_page: page, seen: &seen };
+        let before = rules::is_counting().then(|| self.specified.clone());
         let outcome = self.specified.host_call(&self.board.machine, &call);
+        if let Some(before) = &before {
+            let machine = &self.board.machine;
+            rules::note(&Done { machine, before, call: &call, outcome: &outcome });
+        }
         self.compare_outcome(cpu, &seen, &outcome);
         self.compare_arg_page(arg_page, &outcome);
         self.check_record(cpu, records, &regs, &answer);
@@ -162,6 +169,14 @@ impl World {
             page.as_mut_bytes()[offset..offset + bytes.len()].copy_from_slice(&bytes);
         });
         self.history.push(Event::ArgPage { cpu, offset, bytes });
+    }
+
+    /// Returns what a CPU's argument page holds, as far as there is one.
+    pub fn read_arg_page(&self, cpu: usize) -> Option<[u8; PAGE_SIZE]> {
+        let page = self.cpus[cpu].arg_page?;
+        let mut bytes = [0; PAGE_SIZE];
+        self.memory.page(page.0, |page| bytes.copy_from_slice(page.as_bytes()));
+        Some(bytes)
     }
 
     /// Checks what is too much to check after every call.

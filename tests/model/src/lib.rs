@@ -37,6 +37,7 @@ mod pfnmap;
 mod place;
 mod query;
 mod refusal;
+pub mod rules;
 mod shape;
 pub mod state;
 mod tables;

@@ -6,9 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arg_page;
 pub mod manifest_bytes;
 pub mod manifest_text;
+pub mod migration;
+pub mod sequence;
+pub mod single_call;
 pub mod tree;
+pub mod worlds;
 
 /// A target: its name is that of its binary, its corpus and its working folder.
 #[derive(Clone, Copy, Debug)]
@@ -37,5 +42,25 @@ pub const ALL: &[Target] = &[
         name: "device_tree",
         looks_for: "a device tree from which a bad manifest is derived",
         run: tree::run,
+    },
+    Target {
+        name: "single_call",
+        looks_for: "a call with raw registers that is not answered as specified",
+        run: single_call::run,
+    },
+    Target {
+        name: "sequence",
+        looks_for: "a sequence of calls, guests and accesses after which anything is not as specified",
+        run: sequence::run,
+    },
+    Target {
+        name: "arg_page",
+        looks_for: "contents of an argument page that are believed, or read twice",
+        run: arg_page::run,
+    },
+    Target {
+        name: "migration",
+        looks_for: "a descriptor that is judged otherwise than specified, or fails where it came from",
+        run: migration::run,
     },
 ];

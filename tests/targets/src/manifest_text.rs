@@ -20,3 +20,8 @@ pub fn run(data: &[u8]) {
         Err(refusal) => assert!(!format!("{refusal:?}").is_empty()),
     }
 }
+
+/// Returns whether a text compiles.
+pub fn compiles(text: &str) -> bool {
+    compile("fuzz.toml", text).is_ok()
+}
