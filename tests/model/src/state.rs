@@ -16,7 +16,7 @@ use pfnguard_shared::{MemType, Mode, Perms};
 use rangemap::RangeMap;
 
 /// Everything that a call can change.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
     /// State of every RAM frame, by page number; what is not in it is not RAM.
     pub frames: RangeMap<u64, Frame>,
@@ -29,7 +29,7 @@ pub struct State {
 }
 
 /// State of a RAM frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Frame {
     /// The host's alone.
     Host,
@@ -48,7 +48,7 @@ pub enum Frame {
 }
 
 /// One VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Vm {
     /// What it declared.
     pub contract: ContractFlags,
@@ -67,7 +67,7 @@ pub struct Vm {
 }
 
 /// Where a run of guest pages leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Leaf {
     /// Frame number minus intermediate page number, wrapping: equal along a run.
     pub offset: u64,
@@ -80,7 +80,7 @@ pub struct Leaf {
 }
 
 /// Table memory of a VM: `live` and `free` add up to what the host donated and did not get back.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Tables {
     /// Frames that the host donated as table memory.
     pub frames: BTreeSet<u64>,
@@ -91,7 +91,7 @@ pub struct Tables {
 }
 
 /// A part of a region in a VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Binding {
     /// Index of the region.
     pub region: usize,
@@ -110,7 +110,7 @@ pub struct Binding {
 }
 
 /// A region: what the manifest says of it is not state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Region {
     /// Where it is in its life.
     pub state: RegionState,
@@ -121,7 +121,7 @@ pub struct Region {
 }
 
 /// A virtual CPU. While it runs, its registers are the guest's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Vcpu {
     /// Not initialised. Its registers can be set, but VCPU_INIT sets them anew.
     Off(Registers),
@@ -134,7 +134,7 @@ pub enum Vcpu {
 }
 
 /// General registers and program counter; of a VM that is not protected, the host sees and sets them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Registers {
     /// `x0..=x30`.
     pub general: [u64; 31],
@@ -143,7 +143,7 @@ pub struct Registers {
 }
 
 /// A load that the host completes before the guest runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Load {
     /// Destination register; 31 is the zero register.
     pub register: usize,
@@ -154,7 +154,7 @@ pub struct Load {
 }
 
 /// How a loaded value fills its register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Widen {
     /// Zeroes above.
     Zero,

@@ -1,0 +1,222 @@
+//! Every state of a small world that few calls reach, breadth first: 3 pages of RAM, 2 VMs, 2 CPUs
+//! and 2 regions. Each call is made on the implementation and on the specification, which the world
+//! compares; the invariants hold in every state.
+//!
+//! Bounded: the number of calls after two VMs exist, one of them protected; one page, one
+//! place and one type a call; guests that share and unshare. Registers of guests are no part of a
+//! state here: no decision about memory depends on them.
+
+use std::collections::{HashSet, VecDeque};
+use std::rc::Rc;
+
+use pfnguard_harness::guest::Act;
+use pfnguard_harness::{World, boards};
+use pfnguard_model::state::{Registers, State, Vcpu};
+use pfnguard_shared::request::{Request, RequestFlags};
+use pfnguard_shared::vm::ContractFlags;
+use pfnguard_shared::{GuestFunction, HostFunction as F, MemType, Mode, Perms};
+
+/// First of the pages, and their number.
+const PAGES: (u64, u64) = (0x4_0000, 3);
+/// First of the pages for tables, and how many a VM gets.
+const TABLES: (u64, u64) = (0x4_0010, 4);
+/// Where a VM has regions.
+const REGIONS_AT: u64 = 0x10;
+/// Numbers of VMs.
+const VMS: u64 = 2;
+
+/// One call.
+#[derive(Clone, Debug)]
+struct Step {
+    cpu: usize,
+    regs: [u64; 8],
+    acts: Vec<Act>,
+    registers: Vec<Option<u64>>,
+}
+
+impl Step {
+    fn new(function: F, args: &[u64]) -> Self {
+        let mut regs = [0; 8];
+        regs[0] = function.raw().into();
+        regs[1..=args.len()].copy_from_slice(args);
+        Self { cpu: 0, regs, acts: Vec::new(), registers: Vec::new() }
+    }
+
+    fn on(self, cpu: usize) -> Self {
+        Self { cpu, ..self }
+    }
+
+    fn make(&self, world: &mut World) {
+        world.call_with(self.cpu, self.regs, &self.acts, &self.registers);
+    }
+}
+
+/// The way to a state, newest step first.
+struct Path(Option<(Rc<Path>, Step)>);
+
+impl Path {
+    fn world(&self) -> World {
+        let mut steps = Vec::new();
+        let mut at = self;
+        while let Self(Some((before, step))) = at {
+            steps.push(step);
+            at = before;
+        }
+        let mut world = start();
+        steps.iter().rev().for_each(|step| step.make(&mut world));
+        world
+    }
+}
+
+fn start() -> World {
+    let mut world = World::new(boards::small());
+    let protected = u64::from(ContractFlags::PROTECTED.raw());
+    for step in [create(0, 0), create(protected, 1), init(0), init(1)] {
+        step.make(&mut world);
+    }
+    assert_eq!(world.state().vms.len(), 2);
+    world
+}
+
+fn create(contract: u64, vm: u64) -> Step {
+    Step::new(F::VmCreate, &[contract, 1, TABLES.0 + vm * TABLES.1, TABLES.1])
+}
+
+fn init(vm: u64) -> Step {
+    Step::new(F::VcpuInit, &[vm, 0, 0, 0])
+}
+
+/// Every call that is made in a state.
+fn steps(state: &State) -> Vec<Step> {
+    let mut steps = vec![
+        Step::new(F::ArgPageClear, &[]),
+        Step::new(F::ArgPageClear, &[]).on(1),
+        Step::new(F::PfnmapReset, &[0]),
+        Step::new(F::PfnmapReset, &[1]),
+    ];
+    // The lowest free number is the next VM's: its tables lie where that VM's always lie.
+    let numbers = 0..u16::try_from(VMS).unwrap();
+    if let Some(vm) = numbers.into_iter().find(|vm| !state.vms.contains_key(vm)) {
+        let contracts = [0, u64::from(ContractFlags::PROTECTED.raw())];
+        steps.extend(contracts.map(|contract| create(contract, vm.into())));
+    }
+    (0..PAGES.1).for_each(|page| of_page(page, &mut steps));
+    (0..VMS).for_each(|vm| of_vm(vm, &mut steps));
+    steps
+}
+
+fn of_page(number: u64, steps: &mut Vec<Step>) {
+    let page = PAGES.0 + number;
+    let rw = u64::from(Perms::READ.with(Perms::WRITE).raw());
+    steps.extend([
+        Step::new(F::HostShareHyp, &[page, 1]),
+        Step::new(F::HostUnshareHyp, &[page, 1]),
+        Step::new(F::ArgPageSet, &[page]),
+        Step::new(F::ArgPageSet, &[page]).on(1),
+    ]);
+    for vm in 0..VMS {
+        steps.extend([
+            Step::new(F::HostShareGuest, &[vm, page, number, 1, rw]),
+            Step::new(F::HostUnshareGuest, &[vm, page, number, 1]),
+            Step::new(F::HostDonateGuest, &[vm, page, number, 1]),
+            Step::new(F::HostReclaimGuest, &[vm, page, 1]),
+        ]);
+        let calls = [GuestFunction::MemShare, GuestFunction::MemUnshare];
+        steps.extend(calls.map(|function| Step {
+            acts: vec![Act::Hvc {
+                regs: [function.raw().into(), number << 12, 0, 0],
+                immediate: 0,
+            }],
+            ..Step::new(F::VcpuRun, &[vm, 0])
+        }));
+    }
+}
+
+fn of_vm(vm: u64, steps: &mut Vec<Step>) {
+    steps.extend([init(vm), Step::new(F::VmFree, &[vm])]);
+    for register in [Some(0), None] {
+        let registers = vec![register];
+        steps.push(Step { registers, ..Step::new(F::VmTeardown, &[vm]) }.on(1));
+    }
+    for region in 0..2 {
+        let ipa = REGIONS_AT + region;
+        steps.extend([bind(vm, region, Mode::Share), bind(vm, region, Mode::Donate)]);
+        steps.push(Step::new(F::PfnmapMap, &[vm, ipa]));
+        for register in [Some(0), None] {
+            let registers = vec![register];
+            steps.push(Step { registers, ..Step::new(F::PfnmapUnbind, &[vm, ipa]) });
+        }
+    }
+}
+
+/// The first page of a region; what is donated is mapped at once.
+fn bind(vm: u64, region: u64, mode: Mode) -> Step {
+    let index = usize::try_from(region).unwrap();
+    let flags = match mode {
+        Mode::Share => RequestFlags::NONE,
+        Mode::Donate => RequestFlags::MAP_NOW,
+    };
+    let request = Request {
+        vm: u16::try_from(vm).unwrap(),
+        mode: mode.raw(),
+        mem_type: MemType::Device.raw(),
+        perms: Perms::READ.raw(),
+        flags: flags.raw(),
+        pfn: boards::small().machine.region_pages(index).start,
+        ipa_pfn: REGIONS_AT + region,
+        pages: 1,
+        ..Request::zeroed()
+    };
+    Step::new(F::PfnmapBind, &[request.word().0, request.pfn, request.ipa_pfn, request.pages])
+}
+
+/// A state without what its guests compute.
+fn key(state: &State) -> State {
+    let mut key = state.clone();
+    for vcpu in key.vms.values_mut().flat_map(|vm| &mut vm.vcpus) {
+        if let Vcpu::Off(registers) | Vcpu::Fresh(registers) | Vcpu::Idle(registers, _) = vcpu {
+            *registers = Registers { general: [0; 31], pc: 0 };
+        }
+    }
+    key
+}
+
+/// States that were found up to so many calls from the start, and calls that were made: a change of
+/// either number is a change of what can be reached.
+fn explore(depth: usize) -> (usize, usize) {
+    let mut transitions = 0;
+    let mut seen = HashSet::from([key(start().state())]);
+    let mut queue = VecDeque::from([(Rc::new(Path(None)), depth)]);
+    while let Some((path, left)) = queue.pop_front() {
+        let mut world = path.world();
+        let before = key(world.state());
+        for step in steps(&before) {
+            step.make(&mut world);
+            transitions += 1;
+            let after = key(world.state());
+            if after == before {
+                continue;
+            }
+            if seen.insert(after) {
+                world.finish();
+                if left > 1 {
+                    let path = Path(Some((Rc::clone(&path), step)));
+                    queue.push_back((Rc::new(path), left - 1));
+                }
+            }
+            world = path.world();
+        }
+    }
+    (seen.len(), transitions)
+}
+
+#[test]
+fn every_state_of_a_small_world_is_as_specified() {
+    assert_eq!(explore(3), (2126, 23_440));
+}
+
+#[test]
+#[ignore = "a minute: cargo test --release -p pfnguard-harness --test explore -- --ignored"]
+fn one_call_deeper_every_state_is_as_specified() {
+    assert_eq!(explore(4), (10_680, 170_080));
+}
