@@ -171,7 +171,8 @@ pub fn small() -> &'static Board {
     static BOARD: OnceLock<&'static Board> = OnceLock::new();
     BOARD.get_or_init(|| {
         let mut config = config(common(), PlatformFlags::NONE, 40);
-        config.ram = vec![0x4_0000..0x4_0080];
+        config.ram.clear();
+        config.ram.push(0x4_0000..0x4_0080);
         config.entries.retain(|entry| [MMIO, EXTERNAL].contains(&crate::board::pages(entry)));
         Board::new(config)
     })
