@@ -9,7 +9,7 @@ use pfnguard_shared::{HostFunction, PAGE_SIZE};
 use crate::worlds::{self, After};
 
 /// VMs of a world that holds something.
-const VMS: u8 = 2;
+const VMS: usize = 2;
 
 /// A byte that chooses the VM, one the world that checks, then changes: two bytes of place and
 /// one that is exclusive-ored.
@@ -19,8 +19,8 @@ const VMS: u8 = 2;
 pub fn run(data: &[u8]) {
     let Some(([vm, world], changes)) = data.split_first_chunk() else { return };
     let boards = boards::all();
-    let from = usize::from(vm / VMS) % boards.len();
-    let mut page = exported()[from][usize::from(vm % VMS)];
+    let from = usize::from(vm) / VMS % boards.len();
+    let mut page = exported()[from][usize::from(vm) % VMS];
     let before = page;
     for [low, high, change] in changes.as_chunks().0 {
         page[usize::from(u16::from_le_bytes([*low, *high])) % PAGE_SIZE] ^= change;
@@ -38,7 +38,7 @@ pub fn run(data: &[u8]) {
     });
 }
 
-type Descriptors = [[u8; PAGE_SIZE]; VMS as usize];
+type Descriptors = [[u8; PAGE_SIZE]; VMS];
 
 /// Descriptors of every board's VMs.
 fn exported() -> &'static [Descriptors] {
