@@ -2,8 +2,8 @@
 //!
 //! A rule is *refused* where an answer names it: that of the call, or of one item of CHECK or
 //! MIGRATE_CHECK. A grant passes, and counts for, every rule that applies to it
-//! ([`Judged::applies`]). Rules that are no decision but hold throughout count where a call was one
-//! that could have broken them ([`Exercised::property`]):
+//! (`Judged::applies`). Rules that are no decision but hold throughout count where a call was one
+//! that could have broken them (`Exercised::property`):
 //!
 //! | rule | granted | refused |
 //! |---|---|---|

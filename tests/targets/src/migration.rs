@@ -19,8 +19,8 @@ const VMS: usize = 2;
 pub fn run(data: &[u8]) {
     let Some(([vm, world], changes)) = data.split_first_chunk() else { return };
     let boards = boards::all();
-    let from = usize::from(vm) / VMS % boards.len();
-    let mut page = exported()[from][usize::from(vm) % VMS];
+    let from = usize::from(*vm) / VMS % boards.len();
+    let mut page = exported()[from][usize::from(*vm) % VMS];
     let before = page;
     for [low, high, change] in changes.as_chunks().0 {
         page[usize::from(u16::from_le_bytes([*low, *high])) % PAGE_SIZE] ^= change;
