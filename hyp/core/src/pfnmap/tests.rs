@@ -301,6 +301,7 @@ fn r32_items_of_a_batch_are_judged_each_for_itself() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a hundred machines")]
 fn r32_an_item_gets_what_it_gets_alone_whatever_the_one_before_got() {
     let whole = share(MemType::Device);
     let items = [
