@@ -247,8 +247,8 @@ impl Pick<'_> {
         let (mut page, left) = self.run(bytes, usable)?;
         let mut pages = self.length(bytes)?;
         // A whole block, aligned, where there is one.
-        let block = page.next_multiple_of(512);
-        if pages == 512 && block + 512 <= page + left {
+        let block = page.checked_next_multiple_of(512).unwrap_or(page);
+        if pages == 512 && block.saturating_add(512) <= page.saturating_add(left) {
             page = block;
         } else if pages == 512 && bytes.ratio(7, 8)? {
             pages = left.min(512);
