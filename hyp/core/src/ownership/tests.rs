@@ -1,5 +1,6 @@
 use std::vec::Vec;
 
+use pfnguard_shared::info::InfoSelector;
 use pfnguard_shared::vm::{ContractFlags, PageState};
 use pfnguard_shared::{HostFunction, Mode, Rule, Status, Subject};
 
@@ -409,6 +410,9 @@ fn a_page_that_is_lent_255_times_is_lent_no_more() {
     let before = snapshot(&hv);
     let regs = call(&hv, &mut cpu, F::HostShareGuest, &[0, PAGE, IPA + 255, 1, RWX]);
     assert_eq!((refused(regs), regs[2]), (Status::Busy, PAGE));
+    // Only one more borrower waits for a return: to other calls it is a lent page.
+    let regs = call(&hv, &mut cpu, F::HostDonateGuest, &[1, PAGE, IPA, 1]);
+    assert_eq!((refused(regs), regs[2]), (Status::WrongState, PAGE));
     assert_eq!(snapshot(&hv), before);
 }
 
@@ -585,6 +589,9 @@ fn r20_r21_mte_needs_the_machine_and_a_vm_that_never_ran() {
     let c = &mut cpus[0];
     let regs = call(&hv, c, HostFunction::VmCreate, &[mte, 1, TABLES, 1]);
     assert_eq!((refused(regs), regs[1] & 0xffff), (Status::Denied, Rule::R20.raw().into()));
+    let platform = InfoSelector::Platform.raw();
+    let told = ok(call(&hv, c, HostFunction::Info, &[platform]))[1];
+    assert_eq!(regs[4], told, "present, as INFO says");
     let id = vm(&hv, c, NORMAL, 1);
     let regs = call(&hv, c, HostFunction::VmEnableMte, &[id]);
     assert_eq!(regs[1] & 0xffff, Rule::R20.raw().into());
