@@ -8,8 +8,6 @@
 // In the payload `{:?}` prints nothing (`-Zfmt-debug=none`): what a person is to read is `Display`.
 #![warn(clippy::use_debug)]
 
-mod device_tree;
-
 use core::panic::PanicInfo;
 
 use dtoolkit::fdt::Fdt;
@@ -22,9 +20,8 @@ use pfnguard_core::addr::PhysAddr;
 use pfnguard_core::manifest::Manifest;
 use pfnguard_core::psci::HostEntry;
 use pfnguard_core::region::RegionTable;
+use pfnguard_device_tree::{self as device_tree, Found};
 use spin::Once;
-
-use crate::device_tree::Found;
 
 pfnguard_arch::entry!(payload_main);
 

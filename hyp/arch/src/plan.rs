@@ -2,11 +2,10 @@
 
 use core::fmt;
 
-use arrayvec::ArrayVec;
 use pfnguard_core::addr::{Pfn, PfnRange, PhysAddr};
-use pfnguard_core::hypervisor::MAX_CPUS;
+use pfnguard_core::machine::MachineFacts;
 use pfnguard_core::trace::RING_RECORDS;
-use pfnguard_core::vmemmap::{Frame, MAX_BANKS, Vmemmap};
+use pfnguard_core::vmemmap::{Frame, Vmemmap};
 use pfnguard_shared::PAGE_SIZE;
 use pfnguard_shared::manifest::{Entry, Header, MAX_ENTRIES};
 use pfnguard_shared::trace::{RingHeader, TraceRecord};
@@ -23,20 +22,6 @@ pub(crate) const TRACE_BYTES: usize =
     size_of::<RingHeader>() + RING_RECORDS * size_of::<TraceRecord>();
 /// Most bytes of a manifest.
 const MANIFEST_MAX: usize = size_of::<Header>() + MAX_ENTRIES * size_of::<Entry>();
-/// What the device tree says about the machine.
-#[derive(Clone, Debug)]
-pub struct MachineFacts {
-    /// RAM, ascending and disjoint, without memory that nobody may map.
-    pub ram: ArrayVec<PfnRange, MAX_BANKS>,
-    /// Memory that something else has: the loader's modules, the device tree, reservations.
-    pub taken: ArrayVec<PfnRange, { 2 * MAX_BANKS }>,
-    /// The console's PL011.
-    pub uart: Option<PhysAddr>,
-    /// Affinity of every CPU, in the order of the device tree.
-    pub cpus: ArrayVec<u64, MAX_CPUS>,
-    /// Address and bytes of the manifest.
-    pub manifest: (PhysAddr, usize),
-}
 
 /// Why there is no launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

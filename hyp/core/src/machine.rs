@@ -3,12 +3,15 @@
 //! The aarch64 implementations live in `pfnguard-arch`. The fakes in `fake.rs` look nothing
 //! like VMSA: they are maps from page to page.
 
+use arrayvec::ArrayVec;
 use pfnguard_shared::info::Capabilities;
 use pfnguard_shared::manifest::BlockSizes;
 use pfnguard_shared::{MemType, PAGE_SHIFT, Perms};
 
 use crate::addr::{IpaPfn, IpaRange, Pfn, PfnRange, PhysAddr};
+use crate::hypervisor::MAX_CPUS;
 use crate::vcpu::VcpuContext;
+use crate::vmemmap::MAX_BANKS;
 
 /// The machine: one type per role.
 pub trait Machine: Sized + 'static {
@@ -24,6 +27,21 @@ pub trait Machine: Sized + 'static {
     /// Makes an empty guest stage 2 for `vmid` in `tables`, which are the hypervisor's, mapped at
     /// EL2 and zero. Uses one of them as the root; the others form the pool.
     fn new_guest_stage2(vmid: Vmid, tables: PfnRange) -> Self::GuestStage2;
+}
+
+/// What the device tree says about the machine.
+#[derive(Clone, Debug)]
+pub struct MachineFacts {
+    /// RAM, ascending and disjoint, without memory that nobody may map.
+    pub ram: ArrayVec<PfnRange, MAX_BANKS>,
+    /// Memory that something else has: the loader's modules, the device tree, reservations.
+    pub taken: ArrayVec<PfnRange, { 2 * MAX_BANKS }>,
+    /// The console's PL011.
+    pub uart: Option<PhysAddr>,
+    /// Affinity of every CPU, in the order of the device tree.
+    pub cpus: ArrayVec<u64, MAX_CPUS>,
+    /// Address and bytes of the manifest.
+    pub manifest: (PhysAddr, usize),
 }
 
 /// What CPUs and platform can do; sealed at launch.

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arg_page;
+pub mod launch_tree;
 pub mod manifest_bytes;
 pub mod manifest_text;
 pub mod migration;
@@ -42,6 +43,11 @@ pub const ALL: &[Target] = &[
         name: "device_tree",
         looks_for: "a device tree from which a bad manifest is derived",
         run: tree::run,
+    },
+    Target {
+        name: "launch_tree",
+        looks_for: "a device tree that the hypervisor itself reads wrongly at launch",
+        run: launch_tree::run,
     },
     Target {
         name: "single_call",

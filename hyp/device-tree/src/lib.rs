@@ -1,4 +1,9 @@
-//! What the launch needs from the device tree.
+//! What the launch needs from the device tree: pure, so that it can be fuzzed on the developer's
+//! machine. The tree comes from the boot loader; what it says is checked, not believed.
+
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(clippy::use_debug)]
 
 use core::fmt;
 
@@ -6,12 +11,13 @@ use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
-use pfnguard_arch::launch::MachineFacts;
 use pfnguard_core::addr::{Pfn, PfnRange, PhysAddr};
+use pfnguard_core::machine::MachineFacts;
 use pfnguard_core::vmemmap::MAX_BANKS;
 use pfnguard_shared::{PAGE_SHIFT, PAGE_SIZE};
 
 /// What was found.
+#[derive(Clone, Debug)]
 pub struct Found {
     /// What the hypervisor needs.
     pub facts: MachineFacts,
