@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::Node;
+use dtoolkit::fdt::{Fdt, FdtNode};
 use pfnguard_core::addr::{PfnRange, PhysAddr};
 use pfnguard_core::machine::MachineFacts;
 use pfnguard_device_tree::find;
