@@ -34,6 +34,8 @@ pub enum Unusable {
     Property(&'static str),
     /// More of something than fits.
     TooMany(&'static str),
+    /// A module that is empty or does not lie in RAM.
+    NotInRam(&'static str),
     /// PSCI must be called with SMC: HVC is this hypervisor's own.
     Conduit,
 }
@@ -44,6 +46,7 @@ impl fmt::Display for Unusable {
             Self::Missing(what) => write!(f, "no {what}"),
             Self::Property(what) => write!(f, "malformed {what}"),
             Self::TooMany(what) => write!(f, "too many {what}"),
+            Self::NotInRam(what) => write!(f, "{what} is empty or not in RAM"),
             Self::Conduit => f.write_str("PSCI is not called with SMC"),
         }
     }
@@ -80,10 +83,11 @@ pub fn find(tree: Fdt<'_>, dtb: (PhysAddr, usize)) -> Result<Found, Unusable> {
     let manifest = module(tree, "multiboot,ramdisk").ok_or(Unusable::Missing("manifest module"))?;
     let kernel = module(tree, "multiboot,kernel").ok_or(Unusable::Missing("kernel module"))?;
     let mut taken = Taken::new();
-    for (start, bytes) in [manifest, kernel, dtb] {
-        push(&mut taken, pages_around(start.0, to_u64(bytes)), "modules")?;
+    let (mut ram, dtb) = (ram(tree)?, pages_around(dtb.0.0, to_u64(dtb.1)));
+    for (module, what) in [(manifest, "manifest module"), (kernel, "kernel module")] {
+        push(&mut taken, Some(within_ram(module, &ram, what)?), "modules")?;
     }
-    let mut ram = ram(tree)?;
+    push(&mut taken, dtb, "modules")?;
     reservations(tree, &mut ram, &mut taken)?;
     let facts = MachineFacts { ram, taken, uart: uart(tree), cpus: cpus(tree)?, manifest };
     Ok(Found { facts, kernel: kernel.0 })
@@ -114,6 +118,17 @@ fn ram(tree: Fdt<'_>) -> Result<Ranges, Unusable> {
     without(&merge(&banks)?, PfnRange::single(Pfn(0)).ok_or(Unusable::Property("reg of /memory"))?)
 }
 
+/// Returns the pages of a module, which will be read before anything could fault.
+fn within_ram(
+    (start, bytes): (PhysAddr, usize),
+    ram: &[PfnRange],
+    what: &'static str,
+) -> Result<PfnRange, Unusable> {
+    let pages = pages_around(start.0, to_u64(bytes));
+    let inside = |pages: &PfnRange| ram.iter().any(|bank| bank.contains_range(pages));
+    pages.filter(inside).ok_or(Unusable::NotInRam(what))
+}
+
 /// Sorts a few ranges, by insertion: the library's sort is 3 KiB of code for many.
 fn sort(banks: &mut [PfnRange]) {
     for sorted in 1..banks.len() {
@@ -142,7 +157,7 @@ fn merge(sorted: &[PfnRange]) -> Result<Ranges, Unusable> {
 /// Notes reserved memory. What must not even be mapped (`no-map`) is firmware's: no RAM at all.
 fn reservations(tree: Fdt<'_>, ram: &mut Ranges, taken: &mut Taken) -> Result<(), Unusable> {
     for reservation in tree.memory_reservations() {
-        let range = pages_around(reservation.address(), reservation.size());
+        let range = reserved_pages(reservation.address(), reservation.size())?;
         push(taken, range, "memory reservations")?;
     }
     let Some(reserved) = tree.find_node("/reserved-memory") else { return Ok(()) };
@@ -156,7 +171,7 @@ fn reservations(tree: Fdt<'_>, ram: &mut Ranges, taken: &mut Taken) -> Result<()
             let (Ok(start), Ok(size)) = (start, size) else {
                 return Err(Unusable::Property("reserved-memory"));
             };
-            let Some(range) = pages_around(start, size) else { continue };
+            let Some(range) = reserved_pages(start, size)? else { continue };
             push(taken, Some(range), "reserved areas")?;
             if node.property("no-map").is_some() {
                 *ram = without(ram, range)?;
@@ -164,6 +179,15 @@ fn reservations(tree: Fdt<'_>, ram: &mut Ranges, taken: &mut Taken) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Returns the pages of a reserved area, `None` of an empty one. One that leaves the address space
+/// is refused: to ignore it would be to use what lies at its start.
+fn reserved_pages(start: u64, size: u64) -> Result<Option<PfnRange>, Unusable> {
+    match pages_around(start, size) {
+        None if size > 0 => Err(Unusable::Property("reserved-memory")),
+        pages => Ok(pages),
+    }
 }
 
 /// Returns `ram` without the pages of `hole`.

@@ -72,10 +72,21 @@ fn pages(first: u64, pages: u64) -> PfnRange {
     PfnRange::new(Pfn(first), pages).unwrap()
 }
 
+/// Both modules lie in a bank of their own.
+const MODULES: (u64, u64) = (0x4800_0000, 0x100_8000);
+
 fn with_memory(banks: &[(u64, u64)]) -> DeviceTree {
     let mut tree = usual();
-    set(&mut tree, "/memory@40000000", "reg", reg(banks));
+    set(&mut tree, "/memory@40000000", "reg", reg(&[&[MODULES], banks].concat()));
     tree
+}
+
+/// RAM but for the modules' bank.
+fn ram(tree: &DeviceTree) -> Vec<PfnRange> {
+    let ram = facts(tree).unwrap().ram;
+    let modules = pages(MODULES.0 >> 12, MODULES.1 >> 12);
+    assert!(ram.contains(&modules));
+    ram.into_iter().filter(|bank| *bank != modules).collect()
 }
 
 fn reserve(tree: &mut DeviceTree, base: u64, size: u64, no_map: bool) {
@@ -112,22 +123,20 @@ fn banks_are_sorted_and_adjacent_ones_merged() {
         (0x4000_0000, 0x1000),
         (0x6000_0000, 0x800),
     ]);
-    let ram = facts(&tree).unwrap().ram;
-    assert_eq!(ram.as_slice(), [pages(0x4_0000, 2), pages(0x8_0000, 2)]);
+    assert_eq!(ram(&tree), [pages(0x4_0000, 2), pages(0x8_0000, 2)]);
 }
 
 #[test]
 fn only_whole_pages_are_ram_and_any_part_is_taken() {
     let mut tree = with_memory(&[(0x4000_0800, 0x2000)]);
     tree.memory_reservations.push(MemoryReservation::new(0x4000_1fff, 2));
-    let facts = facts(&tree).unwrap();
-    assert_eq!(facts.ram.as_slice(), [pages(0x4_0001, 1)]);
-    assert_eq!(facts.taken.last(), Some(&pages(0x4_0001, 2)));
+    assert_eq!(ram(&tree), [pages(0x4_0001, 1)]);
+    assert_eq!(facts(&tree).unwrap().taken.last(), Some(&pages(0x4_0001, 2)));
 }
 
 #[test]
 fn page_0_stays_the_hosts() {
-    assert_eq!(facts(&with_memory(&[(0, 0x4000)])).unwrap().ram.as_slice(), [pages(1, 3)]);
+    assert_eq!(ram(&with_memory(&[(0, 0x4000)])), [pages(1, 3)]);
 }
 
 #[test]
@@ -139,12 +148,12 @@ fn overlapping_banks_are_refused() {
 #[test]
 fn a_bank_past_the_last_address_is_none() {
     let tree = with_memory(&[(0x4000_0000, 0x1000), (u64::MAX - 0xfff, 0x2000)]);
-    assert_eq!(facts(&tree).unwrap().ram.as_slice(), [pages(0x4_0000, 1)]);
+    assert_eq!(ram(&tree), [pages(0x4_0000, 1)]);
 }
 
 #[test]
 fn more_banks_than_fit_are_refused() {
-    let banks: Vec<_> = (1..=17).map(|bank| (bank << 24, 0x1000)).collect();
+    let banks: Vec<_> = (1..=16).map(|bank| (bank << 24, 0x1000)).collect();
     assert_eq!(facts(&with_memory(&banks[1..])).unwrap().ram.len(), 16);
     assert_eq!(facts(&with_memory(&banks)).unwrap_err(), Unusable::TooMany("banks of RAM"));
 }
@@ -157,6 +166,32 @@ fn reserved_memory_is_taken_and_no_map_is_no_ram() {
     let facts = facts(&tree).unwrap();
     assert_eq!(facts.taken[3..], [pages(0x4_1000, 3), pages(0x4_2000, 3)]);
     assert_eq!(facts.ram.as_slice(), [pages(0x4_0000, 0x2000), pages(0x4_2003, 0xdffd)]);
+}
+
+#[test]
+fn a_reserved_area_that_leaves_the_address_space_is_refused() {
+    for (base, size) in [(0x4100_0000, u64::MAX), (0x4100_0000, 1 << 60), (1 << 56, 0x1000)] {
+        let mut tree = usual();
+        reserve(&mut tree, base, size, true);
+        assert_eq!(facts(&tree).unwrap_err(), Unusable::Property("reserved-memory"));
+        let mut tree = usual();
+        tree.memory_reservations.push(MemoryReservation::new(base, size));
+        assert_eq!(facts(&tree).unwrap_err(), Unusable::Property("reserved-memory"));
+    }
+    let mut tree = usual();
+    reserve(&mut tree, 0x4100_0000, 0, true);
+    assert_eq!(facts(&tree).unwrap().ram.as_slice(), [pages(0x4_0000, 0x1_0000)]);
+}
+
+#[test]
+fn modules_lie_in_ram() {
+    for (module, what) in [("48000000", "manifest module"), ("49000000", "kernel module")] {
+        for (base, size) in [(0x3000_0000, 0x1000), (0x4fff_f000, 0x1001), (1 << 56, 1), (0, 0)] {
+            let mut tree = usual();
+            set(&mut tree, &format!("/chosen/module@{module}"), "reg", reg(&[(base, size)]));
+            assert_eq!(facts(&tree).unwrap_err(), Unusable::NotInRam(what), "{base:#x}");
+        }
+    }
 }
 
 #[test]

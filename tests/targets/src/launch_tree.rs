@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use dtoolkit::Node;
 use dtoolkit::fdt::{Fdt, FdtNode};
-use pfnguard_core::addr::{PfnRange, PhysAddr};
+use pfnguard_core::addr::{PFN_LIMIT, PfnRange, PhysAddr};
 use pfnguard_core::machine::MachineFacts;
 use pfnguard_device_tree::find;
 use pfnguard_shared::{PAGE_SHIFT, PAGE_SIZE};
@@ -25,7 +25,7 @@ pub fn run(data: &[u8]) {
     let ram: RangeSet<u64> = facts.ram.iter().map(pages).collect();
     assert_eq!(ram, specified_ram(tree), "RAM");
     check_taken(facts, tree, data.len());
-    assert!(!facts.cpus.is_empty());
+    assert!(!facts.cpus.is_empty(), "no CPU");
 }
 
 fn check_order(facts: &MachineFacts) {
@@ -71,11 +71,11 @@ fn pages(range: &PfnRange) -> Range<u64> {
     range.start().0..range.end().0
 }
 
-/// Returns the pages that lie wholly in an area.
+/// Returns the pages that lie wholly in an area. One that leaves the address space is none.
 fn within((base, size): (u64, u64)) -> Option<Range<u64>> {
     let page = u64::try_from(PAGE_SIZE).expect("64 bits");
     let pages = base.div_ceil(page)..base.checked_add(size)? >> PAGE_SHIFT;
-    (!pages.is_empty()).then_some(pages)
+    (!pages.is_empty() && pages.end <= PFN_LIMIT).then_some(pages)
 }
 
 /// Returns the pages that an area touches.
