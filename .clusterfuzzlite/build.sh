@@ -3,6 +3,7 @@
 # and NAME_seed_corpus.zip in $OUT. $FUZZ_TARGET_DIR may name a build directory to reuse.
 set -euo pipefail
 
+export RUSTC_WRAPPER=$PWD/fuzz/rustc-instrumented
 built=${FUZZ_TARGET_DIR:-fuzz/target}
 cargo +nightly fuzz build --fuzz-dir fuzz --target-dir "$built"
 

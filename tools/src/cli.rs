@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::artifacts::{self, ArtifactError};
 use crate::bench::{self, Bench, Keep, Profiler};
 use crate::demo::Demo;
-use crate::fuzz::Campaign;
+use crate::fuzz::{Campaign, Sanitizer};
 use crate::fuzz_machine::RandomRun;
 use crate::header::{self, Action};
 use crate::machine::{Clock, Cpu, Machine};
@@ -167,6 +167,9 @@ struct FuzzArgs {
     /// How many targets run at once.
     #[arg(long, value_name = "M", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     jobs: u8,
+    /// Let AddressSanitizer watch: slower.
+    #[arg(long, action = ArgAction::SetTrue)]
+    asan: bool,
 }
 
 /// Reads a length of time in minutes: more than nothing, at most a week.
@@ -341,7 +344,8 @@ fn maintenance(args: MaintenanceArgs) -> miette::Result<()> {
 fn fuzz(args: FuzzArgs) -> miette::Result<()> {
     let (progress, jobs) = (Progress::detect(), usize::from(args.jobs));
     let each = Duration::from_secs_f64(args.minutes * 60.0);
-    let outcome = Campaign { targets: args.targets, each, jobs, progress }.run()?;
+    let sanitizer = if args.asan { Sanitizer::Address } else { Sanitizer::Off };
+    let outcome = Campaign { targets: args.targets, each, jobs, sanitizer, progress }.run()?;
     println!("\n{outcome}");
     Ok(outcome.check()?)
 }

@@ -12,16 +12,11 @@
 )]
 
 pub mod abstraction;
-pub mod board;
 pub mod boards;
 pub mod calls;
 mod contents;
 mod difference;
-pub mod guest;
-mod launch;
-pub mod machine;
 mod maintenance;
-pub mod memory;
 pub mod prepared;
 pub mod rules;
 mod shadow;
@@ -29,6 +24,6 @@ pub mod world;
 
 pub use abstraction::Reader;
 pub use board::{Board, Config};
-pub use pfnguard_walker as walker;
+pub use pfnguard_sim::{board, guest, machine, memory, walker};
 pub use prepared::Stage;
 pub use world::World;

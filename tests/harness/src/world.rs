@@ -5,18 +5,17 @@ mod consequences;
 mod history;
 
 use std::fmt::Write;
-use std::mem::{self, ManuallyDrop};
+use std::mem;
 
 use pfnguard_arch::tlb::Stage2Regs;
-use pfnguard_core::Hypervisor;
 use pfnguard_core::addr::PhysAddr;
 use pfnguard_core::host::{AbortOutcome, HostAbort};
-use pfnguard_core::hypervisor::Cpu;
 use pfnguard_model::call::{Call, Seen};
 use pfnguard_model::rules::Done;
 use pfnguard_model::state::{Frame, State};
 use pfnguard_shared::migration::{MAX_ITEMS, MigrationHeader, MigrationItem};
 use pfnguard_shared::{HostFunction, PAGE_SIZE, Perms, Status};
+use pfnguard_sim::Launched;
 use zerocopy::{FromBytes, IntoBytes};
 
 use self::history::Event;
@@ -24,17 +23,14 @@ use crate::abstraction::{Changes, Reader};
 use crate::board::Board;
 use crate::contents::Contents;
 use crate::guest::{Access, Act, Extend, Guest, Kind};
-use crate::launch::launch;
-use crate::machine::{self, Op, Sim};
+use crate::machine::{self, Op};
 use crate::memory::Memory;
 use crate::rules;
 use crate::walker::{Attrs, Stage2};
 
 /// A machine.
 pub struct World {
-    /// Never dropped: its tables lie in `memory`, which is zeroed whole.
-    hypervisor: Box<ManuallyDrop<Hypervisor<Sim>>>,
-    cpus: Vec<Cpu<Sim>>,
+    launched: Launched,
     board: &'static Board,
     memory: Memory,
     reader: Reader,
@@ -54,12 +50,10 @@ impl World {
     /// Where it is not as specified.
     pub fn new(board: &'static Board) -> Self {
         let memory = Memory::take(board.span);
-        machine::select_tables(board.stage2(memory.map()));
         // SAFETY: the world owns the memory until it is dropped, hypervisor and CPUs with it.
-        let (hypervisor, cpus) = unsafe { launch(board, &memory) };
+        let launched = unsafe { Launched::new(board, &memory) };
         let mut world = Self {
-            hypervisor: Box::new(ManuallyDrop::new(hypervisor)),
-            cpus,
+            launched,
             board,
             memory,
             reader: Reader::new(board, memory),
@@ -72,7 +66,7 @@ impl World {
         };
         machine::take_ops(&mut world.ops);
         // What launch did is no change.
-        world.reader.read(&world.hypervisor, &world.cpus);
+        world.reader.read(&world.launched.hypervisor, &world.launched.cpus);
         world.reader.changes = Changes::default();
         world.read_and_compare();
         world.check_consequences();
@@ -100,19 +94,17 @@ impl World {
     ) -> [u64; 8] {
         let (acts, registers) = (acts.to_vec(), registers.to_vec());
         self.leave_markers(&regs);
-        let local = &mut self.cpus[cpu].local;
+        let local = &mut self.launched.cpus[cpu].local;
         local.begin_call();
         local.guest = Guest::new(&acts);
         local.registers.clear();
         local.registers.extend(registers.iter().copied());
         self.history.push(Event::Call { cpu, regs, x0: 0, acts, registers });
         let arg_page = self.copy_arg_page(cpu);
-        let records = self.cpus[cpu].trace.written();
+        let records = self.launched.cpus[cpu].trace.written();
 
         let mut answer = regs;
-        machine::select_tables(self.board.stage2(self.memory.map()));
-        self.hypervisor.host_call(&mut self.cpus[cpu], &mut answer);
-        machine::take_ops(&mut self.ops);
+        self.launched.call(cpu, &mut answer, &mut self.ops);
         if let Some(Event::Call { x0, .. }) = self.history.last_mut() {
             *x0 = answer[0];
         }
@@ -163,7 +155,7 @@ impl World {
 
     /// Lets the host write to a CPU's argument page, as far as there is one.
     pub fn write_arg_page(&mut self, cpu: usize, offset: usize, bytes: &[u8]) {
-        let Some(page) = self.cpus[cpu].arg_page else { return };
+        let Some(page) = self.launched.cpus[cpu].arg_page else { return };
         let bytes = bytes.to_vec();
         self.memory.page_mut(page.0, |page| {
             page.as_mut_bytes()[offset..offset + bytes.len()].copy_from_slice(&bytes);
@@ -173,7 +165,7 @@ impl World {
 
     /// Returns what a CPU's argument page holds, as far as there is one.
     pub fn read_arg_page(&self, cpu: usize) -> Option<[u8; PAGE_SIZE]> {
-        let page = self.cpus[cpu].arg_page?;
+        let page = self.launched.cpus[cpu].arg_page?;
         let mut bytes = [0; PAGE_SIZE];
         self.memory.page(page.0, |page| bytes.copy_from_slice(page.as_bytes()));
         Some(bytes)
@@ -186,7 +178,7 @@ impl World {
     pub fn finish(&mut self) {
         let lost = self.contents.first_lost();
         self.require(lost.is_none(), || format!("contents of {lost:x?} are lost"));
-        self.hypervisor.inspect_host(|host| host.vmemmap.assert_summaries());
+        self.launched.hypervisor.inspect_host(|host| host.vmemmap.assert_summaries());
         self.check_walks();
     }
 
@@ -214,7 +206,7 @@ impl World {
 
     /// Returns the number of CPUs.
     pub fn cpus(&self) -> usize {
-        self.cpus.len()
+        self.launched.cpus.len()
     }
 }
 
@@ -241,7 +233,7 @@ impl World {
     }
 
     fn copy_arg_page(&mut self, cpu: usize) -> Option<u64> {
-        let page = self.cpus[cpu].arg_page?.0;
+        let page = self.launched.cpus[cpu].arg_page?.0;
         self.memory.page(page, |bytes| self.arg_page.copy_from_slice(bytes.as_bytes()));
         Some(page)
     }
@@ -259,13 +251,13 @@ impl World {
             true => self.exported(cpu),
             false => Vec::new(),
         };
-        let guest = mem::take(&mut self.cpus[cpu].local.guest.steps);
+        let guest = mem::take(&mut self.launched.cpus[cpu].local.guest.steps);
         Seen { answer, reads: reads.collect(), guest, exported }
     }
 
     /// Returns the order in which a descriptor in the argument page lists bindings.
     fn exported(&self, cpu: usize) -> Vec<u64> {
-        let Some(page) = self.cpus[cpu].arg_page else { return Vec::new() };
+        let Some(page) = self.launched.cpus[cpu].arg_page else { return Vec::new() };
         self.memory.page(page.0, |page| {
             let bytes = page.as_bytes();
             let (header, items) = bytes.split_at(size_of::<MigrationHeader>());
@@ -285,7 +277,7 @@ impl World {
     }
 
     fn host_regs(&self) -> Stage2Regs {
-        self.hypervisor.inspect_host(|host| host.stage2.regs())
+        self.launched.hypervisor.inspect_host(|host| host.stage2.regs())
     }
 
     fn translate(&self, regs: &Stage2Regs, page: u64) -> Option<(u64, Attrs)> {
@@ -299,10 +291,7 @@ impl World {
         let extend = Extend::Zero;
         let access = Access { ipa, kind, register: 0, value: 0, size: 3, extend, described: true };
         let abort = HostAbort { ipa: PhysAddr(ipa), far: ipa, esr: access.esr(mapped), elr: 0 };
-        machine::select_tables(self.board.stage2(self.memory.map()));
-        let outcome = self.hypervisor.host_abort(&mut self.cpus[cpu], abort);
-        machine::take_ops(&mut self.ops);
-        outcome
+        self.launched.abort(cpu, abort, &mut self.ops)
     }
 }
 

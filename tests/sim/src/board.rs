@@ -103,7 +103,7 @@ fn pages_of(range: &PfnRange) -> Range<u64> {
     range.start().0..range.end().0
 }
 
-pub(crate) fn range(pages: &Range<u64>) -> PfnRange {
+fn range(pages: &Range<u64>) -> PfnRange {
     PfnRange::new(Pfn(pages.start), pages.end - pages.start).expect("a range of pages")
 }
 

@@ -1,12 +1,14 @@
-//! Launch: what the boot code of the payload does, on a board.
+//! Launch: what the boot code of the payload does, on a board; and the doors of what was launched.
 
+use std::mem::ManuallyDrop;
 use std::sync::atomic::AtomicU64;
 
 use pfnguard_arch::pool::PhysMap;
 use pfnguard_arch::stage1::{Bti, El2Config, El2Tables, Section, SectionKind};
-use pfnguard_arch::stage2::HostTables;
+use pfnguard_arch::stage2::{HostTables, Stage2Config};
 use pfnguard_core::Hypervisor;
 use pfnguard_core::addr::{Pfn, PfnRange};
+use pfnguard_core::host::{AbortOutcome, HostAbort};
 use pfnguard_core::hypervisor::{Cpu, Launch, MAX_CPUS};
 use pfnguard_core::psci::CpuTable;
 use pfnguard_core::region::RegionTable;
@@ -17,17 +19,50 @@ use pfnguard_shared::PAGE_SIZE;
 use pfnguard_shared::trace::{RingHeader, TraceRecord};
 
 use crate::board::Board;
-use crate::machine::{Sim, SimCpu, SimTlb};
+use crate::machine::{self, Op, Sim, SimCpu, SimTlb};
 use crate::memory::{Memory, to_usize};
 
-/// Launches the hypervisor on a board whose memory is `memory`, all zero.
-///
+/// A hypervisor on a board.
+pub struct Launched {
+    /// Never dropped: its tables lie in memory that is zeroed whole.
+    pub hypervisor: Box<ManuallyDrop<Hypervisor<Sim>>>,
+    /// Its CPUs.
+    pub cpus: Vec<Cpu<Sim>>,
+    config: Stage2Config,
+}
+
+impl Launched {
+    /// Launches the hypervisor on a board whose memory is `memory`, all zero.
+    ///
+    /// # Safety
+    /// Nothing may use what is returned after the carved pages of `memory` are written by others.
+    pub unsafe fn new(board: &'static Board, memory: &Memory) -> Self {
+        let config = board.stage2(memory.map());
+        machine::select_tables(config);
+        // SAFETY: the caller's.
+        let (hypervisor, cpus) = unsafe { launch(board, memory) };
+        Self { hypervisor: Box::new(ManuallyDrop::new(hypervisor)), cpus, config }
+    }
+
+    /// Makes a host call. What was done to the machine meanwhile is moved into `ops`.
+    pub fn call(&mut self, cpu: usize, regs: &mut [u64; 8], ops: &mut Vec<Op>) {
+        machine::select_tables(self.config);
+        self.hypervisor.host_call(&mut self.cpus[cpu], regs);
+        machine::take_ops(ops);
+    }
+
+    /// Lets the host fault. What was done to the machine meanwhile is moved into `ops`.
+    pub fn abort(&mut self, cpu: usize, abort: HostAbort, ops: &mut Vec<Op>) -> AbortOutcome {
+        machine::select_tables(self.config);
+        let outcome = self.hypervisor.host_abort(&mut self.cpus[cpu], abort);
+        machine::take_ops(ops);
+        outcome
+    }
+}
+
 /// # Safety
-/// Nothing may use what is returned after the carved pages of `memory` are written by others.
-pub(crate) unsafe fn launch(
-    board: &'static Board,
-    memory: &Memory,
-) -> (Hypervisor<Sim>, Vec<Cpu<Sim>>) {
+/// As [`Launched::new`].
+unsafe fn launch(board: &'static Board, memory: &Memory) -> (Hypervisor<Sim>, Vec<Cpu<Sim>>) {
     let map = memory.map();
     let carve = &board.carve;
     let stage2 = board.stage2(map);
@@ -71,7 +106,7 @@ fn pointer<T>(map: PhysMap, page: Pfn, offset: usize) -> *mut T {
 }
 
 /// # Safety
-/// As [`launch`].
+/// As [`Launched::new`].
 unsafe fn vmemmap(board: &Board, map: PhysMap) -> Vmemmap {
     let needed = Vmemmap::storage_needed(board.ram);
     let start = board.carve.records.start();
@@ -87,7 +122,7 @@ unsafe fn vmemmap(board: &Board, map: PhysMap) -> Vmemmap {
 }
 
 /// # Safety
-/// As [`launch`].
+/// As [`Launched::new`].
 unsafe fn ring_at(map: PhysMap, pages: PfnRange) -> TraceRing {
     let first = pages.start();
     // SAFETY: the first word of the ring's pages, aligned; `written` lies there.

@@ -131,6 +131,7 @@ impl pfnguard_walker::Memory for Memory {
     }
 }
 
-pub(crate) fn to_usize(value: u64) -> usize {
+/// Returns a number of pages, or a page's number in a span, as an index.
+pub fn to_usize(value: u64) -> usize {
     usize::try_from(value).expect("this machine has 64-bit pointers")
 }

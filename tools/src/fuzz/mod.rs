@@ -25,6 +25,15 @@ pub use log::Stats;
 /// What cargo-fuzz builds for, here.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
+/// What watches a target beside its own checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sanitizer {
+    /// Nothing: a bad access would have to be outside simulated memory to be seen.
+    Off,
+    /// AddressSanitizer, without its search for leaks, which reads all of simulated memory.
+    Address,
+}
+
 /// A campaign.
 #[derive(Clone, Debug)]
 pub struct Campaign {
@@ -34,6 +43,8 @@ pub struct Campaign {
     pub each: Duration,
     /// How many run at once.
     pub jobs: usize,
+    /// What watches.
+    pub sanitizer: Sanitizer,
     /// How to show that it goes on.
     pub progress: Progress,
 }
@@ -43,6 +54,8 @@ pub struct Campaign {
 pub struct Run {
     /// Its name.
     pub target: String,
+    /// The fuzzer, which also runs one input again.
+    pub binary: PathBuf,
     /// What the fuzzer said at the end.
     pub stats: Stats,
     /// How it ended.
@@ -93,7 +106,7 @@ impl Campaign {
     pub fn run(&self) -> Result<Outcome, FuzzError> {
         ready::ensure(self.progress)?;
         let targets = self.chosen()?;
-        build(self.progress)?;
+        self.build()?;
         let queue = Mutex::new(VecDeque::from(targets));
         let runs = Mutex::new(Vec::new());
         thread::scope(|scope| {
@@ -124,7 +137,8 @@ impl Campaign {
     fn fuzz(&self, target: String) -> Result<Run, FuzzError> {
         let working = folder(&corpora().join(&target))?;
         let artifacts = folder(&workspace::output_dir().join("fuzz-findings").join(&target))?;
-        let mut fuzzer = Command::new(binary(&target));
+        let mut fuzzer = Command::new(self.binary(&target));
+        fuzzer.env("ASAN_OPTIONS", "detect_leaks=0");
         fuzzer.arg(&working).arg(root().join("corpus").join(&target));
         fuzzer.arg(format!("-max_total_time={}", self.each.as_secs()));
         fuzzer.arg(format!("-artifact_prefix={}/", artifacts.display()));
@@ -141,7 +155,45 @@ impl Campaign {
         if clean {
             step.done(&stats.to_string());
         }
-        Ok(Run { target, stats, end })
+        Ok(Run { binary: self.binary(&target), target, stats, end })
+    }
+
+    fn build(&self) -> Result<(), FuzzError> {
+        let mut step = self.progress.step("build the fuzz targets");
+        let mut cargo = Command::new("cargo");
+        cargo.args(["+nightly", "fuzz", "build", "--release", "--fuzz-dir"]).arg(root());
+        cargo.arg("--target-dir").arg(self.sanitizer.build_dir());
+        cargo.args(["--sanitizer", self.sanitizer.name()]).current_dir(workspace::root());
+        cargo.env("RUSTC_WRAPPER", root().join("rustc-instrumented"));
+        // Set by the cargo that runs this program; they would choose the wrong toolchain.
+        cargo.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
+        let (built, lines) = process::watch(&mut cargo, |line| step.note(line));
+        if !built {
+            return Err(FuzzError::Build(process::tail(&lines, 20)));
+        }
+        step.done("");
+        Ok(())
+    }
+
+    fn binary(&self, target: &str) -> PathBuf {
+        self.sanitizer.build_dir().join(TRIPLE).join("release").join(target)
+    }
+}
+
+impl Sanitizer {
+    /// Returns cargo-fuzz's name of it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Off => "none",
+            Self::Address => "address",
+        }
+    }
+
+    fn build_dir(self) -> PathBuf {
+        workspace::target_dir().join(match self {
+            Self::Off => "fuzz",
+            Self::Address => "fuzz-asan",
+        })
     }
 }
 
@@ -158,7 +210,7 @@ impl Outcome {
         let Some((run, input, why)) = found else { return Ok(()) };
         let again = match input {
             Some(path) => {
-                format!("see it again:  {} {}", binary(&run.target).display(), path.display())
+                format!("see it again:  {} {}", run.binary.display(), path.display())
             }
             None => "the fuzzer wrote no input".to_owned(),
         };
@@ -171,7 +223,7 @@ impl fmt::Display for Outcome {
         let titles = ["target", "executions", "per second", "edges", "inputs"];
         let [target, count, speed, edges, inputs] = titles;
         writeln!(f, "{target:<16} {count:>12} {speed:>11} {edges:>8} {inputs:>8}  verdict")?;
-        for Run { target, stats, end } in &self.0 {
+        for Run { target, stats, end, .. } in &self.0 {
             let verdict = if *end == End::Clean { "clean" } else { "FOUND" };
             let Stats { executions, per_second, edges, inputs } = stats;
             writeln!(
@@ -203,38 +255,12 @@ pub fn targets() -> Result<Vec<String>, FuzzError> {
     Ok(names)
 }
 
-fn build(progress: Progress) -> Result<(), FuzzError> {
-    let mut step = progress.step("build the fuzz targets");
-    let mut cargo = Command::new("cargo");
-    cargo.args(["+nightly", "fuzz", "build", "--fuzz-dir"]).arg(root());
-    cargo.arg("--target-dir").arg(build_dir()).current_dir(workspace::root());
-    // AddressSanitizer sees nothing of what simulated memory is used for, and looks for leaks in all
-    // of it.
-    cargo.args(["--sanitizer", "none"]);
-    // Set by the cargo that runs this program; they would choose the wrong toolchain.
-    cargo.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
-    let (built, lines) = process::watch(&mut cargo, |line| step.note(line));
-    if !built {
-        return Err(FuzzError::Build(process::tail(&lines, 20)));
-    }
-    step.done("");
-    Ok(())
-}
-
 fn root() -> PathBuf {
     workspace::root().join("fuzz")
 }
 
-fn build_dir() -> PathBuf {
-    workspace::target_dir().join("fuzz")
-}
-
 fn corpora() -> PathBuf {
     workspace::output_dir().join("fuzz-corpus")
-}
-
-fn binary(target: &str) -> PathBuf {
-    build_dir().join(TRIPLE).join("release").join(target)
 }
 
 fn folder(path: &Path) -> Result<PathBuf, FuzzError> {
@@ -264,6 +290,7 @@ mod tests {
             targets: vec!["nothing".to_owned()],
             each: Duration::ZERO,
             jobs: 1,
+            sanitizer: Sanitizer::Off,
             progress: Progress::Plain,
         };
         let refusal = campaign.chosen().unwrap_err();

@@ -24,7 +24,7 @@ impl World {
         self.require(reads == outcome.reads, || {
             format!("{reads} reads of reset registers, specified {}", outcome.reads)
         });
-        let entered = mem::take(&mut self.cpus[cpu].local.guest.entered);
+        let entered = mem::take(&mut self.launched.cpus[cpu].local.guest.entered);
         self.require(entered == outcome.entered, || {
             let comparison = pretty_assertions::Comparison::new(&outcome.entered, &entered);
             format!("registers of the guest {comparison}")
@@ -49,7 +49,7 @@ impl World {
     /// The newest record says of the call what its answer does: of a granted one its arguments, of
     /// a refused one why (R34).
     pub(super) fn check_record(&self, cpu: usize, before: u64, regs: &[u64; 8], answer: &[u64; 8]) {
-        let trace = &self.cpus[cpu].trace;
+        let trace = &self.launched.cpus[cpu].trace;
         let newest = trace.newest();
         let plain = [HostFunction::Uid, HostFunction::Revision];
         let is_plain = plain.iter().any(|function| regs[0] == u64::from(function.raw()));
@@ -67,7 +67,7 @@ impl World {
     }
 
     pub(super) fn read_and_compare(&mut self) {
-        self.reader.read(&self.hypervisor, &self.cpus);
+        self.reader.read(&self.launched.hypervisor, &self.launched.cpus);
         if self.specified != self.reader.state {
             let difference = difference::of_states(&self.specified, &self.reader.state);
             self.fail(&difference.unwrap_or_default());
@@ -101,7 +101,7 @@ impl World {
     }
 
     pub(super) fn check_contents(&mut self, cpu: usize, outcome: &Outcome) {
-        let stored = mem::take(&mut self.cpus[cpu].local.guest.stored);
+        let stored = mem::take(&mut self.launched.cpus[cpu].local.guest.stored);
         stored.into_iter().for_each(|(page, marker)| self.contents.marked(page, marker));
         for pages in &outcome.zeroed {
             let zeroed = maintenance::zeroes(&self.ops, pages);

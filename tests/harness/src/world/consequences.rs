@@ -113,7 +113,8 @@ impl World {
     /// The hypervisor's own walk finds what this crate's walker finds, at every edge.
     pub(super) fn check_walks(&self) {
         for page in edges(&self.reader.host.runs) {
-            let theirs = self.hypervisor.inspect_host(|host| host.stage2.lookup(Pfn(page)));
+            let theirs =
+                self.launched.hypervisor.inspect_host(|host| host.stage2.lookup(Pfn(page)));
             let theirs = theirs.map(|attrs| (page, self.as_walked(&attrs)));
             self.require_same(page, self.translate(&self.host_regs(), page), theirs);
         }
@@ -122,6 +123,7 @@ impl World {
             let pages = self.reader.guest(*number).into_iter().flat_map(|tree| edges(&tree.runs));
             for page in pages {
                 let looked = self
+                    .launched
                     .hypervisor
                     .inspect_vm(id, |vm| (vm.stage2.regs(), vm.stage2.lookup(IpaPfn(page))));
                 let (regs, theirs) = looked.expect("the VM was read");
