@@ -178,6 +178,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_address_is_a_frame_and_an_offset() {
+        for (addr, pfn, offset) in [(0, 0, 0), (0xfff, 0, 0xfff), (0x1_2abc, 0x12, 0xabc)] {
+            assert_eq!((PhysAddr(addr).pfn(), PhysAddr(addr).offset()), (Pfn(pfn), offset));
+        }
+    }
+
+    #[test]
     fn empty_and_wrapping_ranges_do_not_exist() {
         assert_eq!(PfnRange::new(Pfn(1), 0), None);
         assert_eq!(PfnRange::new(Pfn(u64::MAX), 1), None);

@@ -251,6 +251,21 @@ mod tests {
 
     const ENTRY: HostEntry = HostEntry { entry: 0x4000_0000, context: 7 };
 
+    /// Arm DEN 0022F, 5.2.2.
+    #[test]
+    fn errors_are_the_specification_s_negative_numbers() {
+        for (error, code) in [
+            (PsciError::NotSupported, -1i64),
+            (PsciError::InvalidParameters, -2),
+            (PsciError::Denied, -3),
+            (PsciError::AlreadyOn, -4),
+            (PsciError::OnPending, -5),
+            (PsciError::InvalidAddress, -9),
+        ] {
+            assert_eq!(error.to_register().cast_signed(), code, "{error:?}");
+        }
+    }
+
     #[test]
     fn a_cpu_is_started_once() {
         let mut cpus = CpuTable::new(&[0x8000_0000, 0x8000_0001, 0x8000_0100]);
