@@ -60,7 +60,7 @@ pub fn first_debt(done: &Done<'_>, reader: &Reader) -> Option<String> {
 
 /// Notes what a TLB may still hold: translations that are gone or changed, and pages whose leaf has
 /// another size now.
-fn stale<A: Copy + PartialEq + std::fmt::Debug>(
+fn stale<A: Copy + PartialEq>(
     old: &Tree<A>,
     new: &Tree<A>,
     whose: &str,
@@ -74,38 +74,47 @@ fn stale<A: Copy + PartialEq + std::fmt::Debug>(
     };
     let mut next = new.runs.iter().peekable();
     for run in &old.runs {
-        let mut page = run.first;
-        let end = run.range().end;
-        while next.peek().is_some_and(|new| new.range().end <= page) {
+        while next.peek().is_some_and(|new| new.range().end <= run.first) {
             next.next();
         }
-        let mut rest = next.clone();
-        while page < end {
-            let found = rest.find(|new| new.range().end > page && new.first < end);
-            let Some(new) = found else {
-                note(page..end, "a translation");
-                break;
-            };
-            if new.first > page {
-                note(page..new.first, "a translation");
-            }
-            let part = new.first.max(page)..new.range().end.min(end);
-            page = part.end;
-            if !same(run, new) {
-                note(part, "a changed translation");
-            }
-        }
+        lost(run, next.clone(), &mut note);
     }
     for table in new.tables.iter().filter(|table| table.0 > 0 && !old.tables.contains(table)) {
-        let pages = resolved(table);
-        let mapped = |run: &&Run<A>| run.first < pages.end && pages.start < run.range().end;
-        // Above it there was a block, or there was nothing.
-        let block = old.runs.iter().find(mapped).filter(|_| !replaced(old, table));
-        if let Some(run) = block {
-            let common = run.first.max(pages.start)..run.range().end.min(pages.end);
-            note(common, "a block that is a table now");
+        if let Some(pages) = split(old, table) {
+            note(pages, "a block that is a table now");
         }
     }
+}
+
+/// Notes what of a run is gone or changed; `rest` are the new runs from it on.
+fn lost<'a, A: Copy + PartialEq + 'a>(
+    run: &Run<A>,
+    mut rest: impl Iterator<Item = &'a Run<A>>,
+    note: &mut impl FnMut(Range<u64>, &str),
+) {
+    let Range { start: mut page, end } = run.range();
+    while page < end {
+        let Some(new) = rest.find(|new| new.range().end > page && new.first < end) else {
+            return note(page..end, "a translation");
+        };
+        if new.first > page {
+            note(page..new.first, "a translation");
+        }
+        let part = new.first.max(page)..new.range().end.min(end);
+        page = part.end;
+        if !same(run, new) {
+            note(part, "a changed translation");
+        }
+    }
+}
+
+/// Returns the pages that a block translated where there is a table now.
+fn split<A: Copy + PartialEq>(old: &Tree<A>, table: &(u8, u64, u64)) -> Option<Range<u64>> {
+    let pages = resolved(table);
+    let mapped = |run: &&Run<A>| run.first < pages.end && pages.start < run.range().end;
+    // Above it there was a block, or there was nothing.
+    let block = old.runs.iter().find(mapped).filter(|_| !replaced(old, table))?;
+    Some(block.first.max(pages.start)..block.range().end.min(pages.end))
 }
 
 fn same<A: PartialEq>(old: &Run<A>, new: &Run<A>) -> bool {

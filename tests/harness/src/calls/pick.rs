@@ -38,43 +38,15 @@ impl Pick<'_> {
             F::Uid | F::Revision | F::ArgPageClear | F::MigrateCheck => [0; 5],
             F::Info => [few(bytes, 5)?, 0, 0, 0, 0],
             F::RegionInfo => [self.region(bytes)?, 0, 0, 0, 0],
-            F::PfnmapReset => {
-                let region = self.region(bytes)?;
-                let waits = |region: &Region| region.state == RegionState::Quarantined;
-                let waiting = (0..).zip(&self.state().regions).find(|(_, region)| waits(region));
-                let waiting = waiting.filter(|_| region % 4 != 0).map(|(index, _)| index);
-                [waiting.unwrap_or(region), 0, 0, 0, 0]
-            }
-            F::ArgPageSet => {
-                let lent = |frame: &Frame| matches!(frame, Frame::HostLentHyp(_));
-                [self.page(bytes, lent)?, 0, 0, 0, 0]
-            }
+            F::PfnmapReset => [self.quarantined(bytes)?, 0, 0, 0, 0],
+            F::ArgPageSet => [self.page(bytes, lent_hyp)?, 0, 0, 0, 0],
             F::TraceInfo => [few(bytes, 16)?, 0, 0, 0, 0],
             F::HostShareHyp => [self.host_page(bytes)?, self.length(bytes)?, 0, 0, 0],
-            F::HostUnshareHyp => {
-                let lent = |frame: &Frame| matches!(frame, Frame::HostLentHyp(_));
-                [self.page(bytes, lent)?, self.length(bytes)?, 0, 0, 0]
-            }
+            F::HostUnshareHyp => [self.page(bytes, lent_hyp)?, self.length(bytes)?, 0, 0, 0],
             F::HostShareGuest | F::HostDonateGuest => self.placed(bytes)?,
             F::HostUnshareGuest => self.mapped(bytes)?,
-            F::HostReclaimGuest => {
-                let vm = self.vm(bytes, VmState::Dying)?;
-                let own = |frame: &Frame| match *frame {
-                    Frame::Guest(owner) | Frame::GuestLentHost(owner) => u64::from(owner) == vm,
-                    _ => false,
-                };
-                let (first, left) = self.run(bytes, own)?;
-                let length = if bytes.arbitrary()? { left } else { self.length(bytes)? };
-                [vm, first, length, 0, 0]
-            }
-            F::VmCreate => {
-                let contract = match bytes.arbitrary()? {
-                    true => 0,
-                    false => few(bytes, u64::from(ContractFlags::ALL.raw()))?,
-                };
-                let pages = *bytes.choose(&[1, 2, 3, 5, 8, 8, 12, 20])?;
-                [contract, bytes.int_in_range(1..=3)?, self.host_page(bytes)?, pages, 0]
-            }
+            F::HostReclaimGuest => self.owned(bytes)?,
+            F::VmCreate => self.creation(bytes)?,
             F::VmPoolAdd => {
                 let vm = self.vm(bytes, VmState::Active)?;
                 [vm, self.host_page(bytes)?, self.length(bytes)?, 0, 0]
@@ -106,6 +78,37 @@ impl Pick<'_> {
                 [vm, self.bound_page(vm, bytes)?, 0, 0, 0]
             }
         })
+    }
+
+    /// A region that waits for its reset, mostly.
+    fn quarantined(&self, bytes: &mut Unstructured<'_>) -> Result<u64> {
+        let region = self.region(bytes)?;
+        let waits = |region: &Region| region.state == RegionState::Quarantined;
+        let waiting = (0..).zip(&self.state().regions).find(|(_, region)| waits(region));
+        let waiting = waiting.filter(|_| region % 4 != 0).map(|(index, _)| index);
+        Ok(waiting.unwrap_or(region))
+    }
+
+    /// VM, page, count: what a VM owns, mostly.
+    fn owned(&self, bytes: &mut Unstructured<'_>) -> Result<[u64; 5]> {
+        let vm = self.vm(bytes, VmState::Dying)?;
+        let own = |frame: &Frame| match *frame {
+            Frame::Guest(owner) | Frame::GuestLentHost(owner) => u64::from(owner) == vm,
+            _ => false,
+        };
+        let (first, left) = self.run(bytes, own)?;
+        let length = if bytes.arbitrary()? { left } else { self.length(bytes)? };
+        Ok([vm, first, length, 0, 0])
+    }
+
+    /// Contract, vCPUs, pages for tables and how many.
+    fn creation(&self, bytes: &mut Unstructured<'_>) -> Result<[u64; 5]> {
+        let contract = match bytes.arbitrary()? {
+            true => 0,
+            false => bytes.int_in_range(0..=u64::from(ContractFlags::ALL.raw()))?,
+        };
+        let pages = *bytes.choose(&[1, 2, 3, 5, 8, 8, 12, 20])?;
+        Ok([contract, bytes.int_in_range(1..=3)?, self.host_page(bytes)?, pages, 0])
     }
 
     /// A VM that exists, mostly, in this state, mostly.
@@ -327,6 +330,21 @@ impl Pick<'_> {
         }
     }
 
+    /// First page and number of pages: all of a region, or some of it, or more than there is.
+    fn part(
+        &self,
+        pages: &Range<u64>,
+        sound: bool,
+        bytes: &mut Unstructured<'_>,
+    ) -> Result<(u64, u64)> {
+        if bytes.ratio(1, 3)? {
+            return Ok((pages.start, pages.end - pages.start));
+        }
+        let pfn = within(pages, bytes)?;
+        let length = self.length(bytes)?;
+        Ok((pfn, if sound { length.clamp(1, pages.end - pfn) } else { length }))
+    }
+
     /// A request for a part of a region, mostly a sound one.
     pub(super) fn request(&self, bytes: &mut Unstructured<'_>) -> Result<Request> {
         let machine = &self.world.board().machine;
@@ -334,13 +352,7 @@ impl Pick<'_> {
         let sound = bytes.ratio(3, 4)?;
         let region = self.bindable(bytes)?;
         let pages = machine.region_pages(region);
-        let whole = bytes.ratio(1, 3)?;
-        let pfn = if whole { pages.start } else { within(&pages, bytes)? };
-        let count = match (whole, sound) {
-            (true, _) => pages.end - pages.start,
-            (false, true) => self.length(bytes)?.clamp(1, pages.end - pfn),
-            (false, false) => self.length(bytes)?,
-        };
+        let (pfn, count) = self.part(&pages, sound, bytes)?;
         let entry = &machine.entries[region];
         let state = &self.state().regions[region];
         let like_others = state.mem_type.filter(|_| sound).map(MemType::raw);
@@ -355,12 +367,7 @@ impl Pick<'_> {
         if sound && mem_type != MemType::Cacheable.raw() {
             perms &= 3 & entry.perms | 1;
         }
-        let flags = match bytes.int_in_range(0..=15u8)? {
-            0 => RequestFlags::from_raw(bytes.int_in_range(0..=15)?).unwrap_or_default(),
-            1 => RequestFlags::GENERAL_PURPOSE,
-            2..=8 => RequestFlags::MAP_NOW,
-            _ => RequestFlags::NONE,
-        };
+        let flags = flags(bytes)?;
         let alias =
             if bytes.ratio(1, 8)? { *bytes.choose(HostAlias::ALL)? } else { HostAlias::None };
         let odd = !sound && bytes.ratio(1, 4)?;
@@ -377,6 +384,19 @@ impl Pick<'_> {
             pages: count,
         })
     }
+}
+
+fn lent_hyp(frame: &Frame) -> bool {
+    matches!(frame, Frame::HostLentHyp(_))
+}
+
+fn flags(bytes: &mut Unstructured<'_>) -> Result<RequestFlags> {
+    Ok(match bytes.int_in_range(0..=15u8)? {
+        0 => RequestFlags::from_raw(bytes.int_in_range(0..=15)?).unwrap_or_default(),
+        1 => RequestFlags::GENERAL_PURPOSE,
+        2..=8 => RequestFlags::MAP_NOW,
+        _ => RequestFlags::NONE,
+    })
 }
 
 /// A page of the range, mostly near one of its ends or near a block's edge.
