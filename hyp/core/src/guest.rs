@@ -287,7 +287,11 @@ mod tests {
             |x1, x2| GuestCall::decode([u64::from(GuestFunction::MemShare.raw()), x1, x2, 0]);
         assert_eq!(share(0x4000_0000, 0), Ok(GuestCall::MemShare { ipa: IpaPfn(0x4_0000) }));
         assert!(matches!(share(0x4000_0800, 0), Err(HcallError::Argument { index: 1, .. })));
-        assert!(matches!(share(u64::MAX << 12, 0), Err(HcallError::Argument { index: 1, .. })));
+        let last = (PFN_LIMIT - 1) << PAGE_SHIFT;
+        assert_eq!(share(last, 0), Ok(GuestCall::MemShare { ipa: IpaPfn(PFN_LIMIT - 1) }));
+        for past in [PFN_LIMIT << PAGE_SHIFT, u64::MAX << PAGE_SHIFT] {
+            assert_eq!(share(past, 0), Err(HcallError::Argument { index: 1, limit: last }));
+        }
         assert!(matches!(share(0x4000_0000, 1), Err(HcallError::Argument { index: 2, .. })));
     }
 

@@ -122,3 +122,30 @@ struct Outcome {
     subject: u16,
     pfn: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::boxed::Box;
+
+    use super::*;
+    use crate::fake::IMAGE;
+
+    #[test]
+    fn a_record_is_found_from_its_writing_to_its_overwriting() {
+        let written = Box::leak(Box::new(AtomicU64::new(0)));
+        let records = Box::leak(Box::new([TraceRecord::zeroed(); RING_RECORDS]));
+        let mut ring = TraceRing::new(written, records, IMAGE);
+        // A ring of zeros holds what looks like record 0.
+        assert!(ring.record_at(0).is_none() && ring.newest().is_none());
+        let capacity = u64::try_from(RING_RECORDS).unwrap();
+        for number in 0..=capacity {
+            let event = Event { kind: TraceKind::Smc, vm: NO_VM, a: number, b: 0, c: 0 };
+            ring.record(0, event);
+            assert_eq!(ring.record_at(number).map(|record| record.a), Some(number));
+            assert!(ring.record_at(number + 1).is_none());
+        }
+        assert!(ring.record_at(0).is_none(), "overwritten");
+        assert_eq!(ring.record_at(1).map(|record| record.a), Some(1));
+        assert_eq!(ring.newest().map(|record| record.a), Some(capacity));
+    }
+}

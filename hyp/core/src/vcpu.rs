@@ -243,6 +243,13 @@ mod tests {
     }
 
     #[test]
+    fn a_cpu_out_of_reset_has_its_mmu_and_caches_off() {
+        let context = VcpuContext::reset(0x8000, 7);
+        assert_eq!((context.pc, context.regs[0], context.pstate), (0x8000, 7, 0x3c5));
+        assert_eq!(context.sysregs, Sysregs { sctlr_el1: 0x30d0_0800, ..Sysregs::default() });
+    }
+
+    #[test]
     fn a_load_fills_the_register_as_the_instruction_says() {
         assert_eq!(loaded(1, Widen::Zero, 0xffff_ff80), 0x80);
         assert_eq!(loaded(1, Widen::Sign32, 0x80), 0xffff_ff80);

@@ -380,3 +380,24 @@ fn sealed_contract() -> HcallError {
         granted: 0,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_vm_has_the_hosts_vmid_and_no_two_have_the_same() {
+        let vmids: std::vec::Vec<u16> = VmId::all().map(|vm| vm.vmid().0).collect();
+        assert_eq!(vmids, (1..=16).collect::<std::vec::Vec<u16>>());
+    }
+
+    #[test]
+    fn a_set_holds_what_was_added_and_not_taken_out() {
+        let [first, second] = [0, 15].map(|raw| VmId::from_raw(raw).unwrap());
+        let both = VmSet::NONE.with(first).with(second);
+        assert_eq!((both.count(), both.contains(first), both.contains(second)), (2, true, true));
+        assert_eq!(both.without(first), VmSet::NONE.with(second));
+        assert_eq!(VmSet::NONE.without(first), VmSet::NONE);
+        assert!(!both.without(second).contains(second));
+    }
+}

@@ -100,6 +100,7 @@ fn the_trace_ring_can_be_read_and_nothing_else() {
     let c = &mut cpus[0];
     let ring = hv.trace_pages[0].unwrap().start();
     assert_eq!(fake::abort(&hv, c, ring, READ | WRITE), Inject);
+    assert_eq!(fake::abort(&hv, c, ring, DATA | PERMISSION | WRITE), Inject, "not mapped now");
     assert_eq!(fake::abort(&hv, c, ring, FETCH | TRANSLATION), Inject);
     assert_eq!(mapped(), []);
     assert_eq!(fake::abort(&hv, c, ring, READ), Resume);

@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::format;
 use std::string::ToString;
 use std::vec::Vec;
 
@@ -358,11 +359,31 @@ fn no_bytes_panic() {
     }
 }
 
+#[test]
+fn r50_a_manifest_may_be_full_and_not_fuller() {
+    let with = |count: u64| {
+        let entry = |number: u64| {
+            let mut entry = mmio();
+            entry.base += number * entry.size;
+            entry.name[..4].copy_from_slice(format!("n{number:03}").as_bytes());
+            entry
+        };
+        parse(&seal(&(0..count).map(entry).collect::<Vec<_>>(), |_| {}))
+    };
+    assert_eq!(with(128).unwrap().entries.len(), 128);
+    assert_eq!(with(129).unwrap_err().constraint, Constraint::EntryCount);
+}
+
 /// What descriptors have no bits for would lead elsewhere.
 #[test]
 fn r50_a_region_past_the_machines_address_bits_is_refused() {
     let manifest = parse(&seal(&[mmio(), memory()], |_| {})).unwrap();
     let end = manifest.entries[1].range.end().0 << 12;
+    // Exactly at the end, too.
+    let mut entries = [mmio(), memory()];
+    entries[1].size = (1 << 40) - entries[1].base;
+    let exact = parse(&seal(&entries, |_| {})).unwrap();
+    assert_eq!(exact.check_reachable(40), Ok(()));
     let bits = u64::BITS - (end - 1).leading_zeros();
     assert_eq!(manifest.check_reachable(bits), Ok(()));
     let error = manifest.check_reachable(bits - 1).unwrap_err();

@@ -3,6 +3,7 @@ use std::vec::Vec;
 
 use pfnguard_shared::HostFunction;
 use pfnguard_shared::Mode;
+use pfnguard_shared::request::RequestFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
@@ -164,6 +165,38 @@ fn r33_properties_that_a_binding_rests_on_must_be_there() {
     let (failed, _, items) = Bench::new(vec![entry], coherent()).check(&descriptor);
     assert_eq!(failed, 1);
     assert_eq!((items[0].rule, items[0].subject), (33, Subject::RegionFlags.raw()));
+}
+
+/// The flags that a binding was requested with are part of what is asked of the next host.
+#[test]
+fn r33_a_general_purpose_binding_needs_atomics_on_the_next_host_too() {
+    let mut bench = Bench::new(vec![memory()], coherent().with(Capabilities::LSE));
+    bench.done(HostFunction::VmCreate, &[0, 1, RAM.0 + 16, 16]);
+    let mut wire = request(MEMORY, Mode::Share, MemType::Cacheable);
+    wire.flags = RequestFlags::GENERAL_PURPOSE.raw();
+    bench.done(HostFunction::PfnmapBind, &[wire.word().0, wire.pfn, wire.ipa_pfn, wire.pages]);
+    let descriptor = bench.export();
+    assert_eq!(items(&descriptor)[0].request_flags, RequestFlags::GENERAL_PURPOSE.raw());
+    let mut entry = memory();
+    entry.flags = entry.flags.without(RegionFlags::ATOMICS);
+    // Without the flags of the item, nothing would be asked but what it says that it had.
+    let mut bytes = descriptor.clone();
+    let at = HEADER + core::mem::offset_of!(MigrationItem, flags);
+    bytes[at..at + 4].fill(0);
+    let target = vec![entry];
+    let (failed, _, items) = Bench::new(target, coherent().with(Capabilities::LSE)).check(&bytes);
+    assert_eq!((failed, items[0].subject), (1, Subject::RegionFlags.raw()));
+}
+
+/// Tags count where the VM has them and the binding allows them.
+#[test]
+fn r33_cacheable_memory_of_a_vm_with_tags_needs_tags() {
+    for (contract, tags) in
+        [(ContractFlags::MTE, RegionFlags::TAGS), (ContractFlags::NONE, RegionFlags::NONE)]
+    {
+        let descriptor = Bench::source(coherent(), contract).export();
+        assert_eq!(items(&descriptor)[0].flags, tags.raw());
+    }
 }
 
 #[test]

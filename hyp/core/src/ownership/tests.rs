@@ -12,6 +12,8 @@ use crate::fake::{
 use crate::hypervisor::Hypervisor;
 use crate::machine::GuestExit;
 
+mod edges;
+
 type Hv = Hypervisor<FakeMachine>;
 type FakeCpu = Cpu<FakeMachine>;
 

@@ -18,6 +18,8 @@ use crate::machine::{GuestExit, RegisterWidth, Stage2Attrs, Stage2Type, TagAcces
 use crate::manifest::{Entry, Register, Reset};
 use crate::region::fixture::{MEMORY, MMIO, memory, mmio, range, request};
 
+mod edges;
+
 /// Argument page of the test CPU.
 const ARG_PAGE: u64 = RAM.0 + 1;
 /// First table page of VM 0, and how many.

@@ -177,3 +177,38 @@ fn a_vm_has_no_more_bindings_than_a_descriptor_holds() {
     assert_eq!(table.check_room(vm(1)), Ok(()));
     assert_eq!(table.holders(id(1)), 1);
 }
+
+#[test]
+fn a_vm_holds_a_region_until_its_last_binding_of_it_goes() {
+    let mut table = table(&[mmio(), memory()], COHERENT_CPU);
+    assert_eq!((table.count(), table.holders(id(1)), table.has_bindings(vm(0))), (2, 0, false));
+    for ipa in [0x100, 0x200] {
+        table.add(binding(ipa, BindingState::Mapped));
+    }
+    assert_eq!((table.holders(id(0)), table.holders(id(1))), (0, 1));
+    assert!(table.remove(vm(0), IpaPfn(0x101)).is_some());
+    assert_eq!((table.holders(id(1)), table.has_bindings(vm(0))), (1, true));
+    assert!(table.remove(vm(0), IpaPfn(0x203)).is_some());
+    assert_eq!((table.holders(id(1)), table.has_bindings(vm(0))), (0, false));
+}
+
+#[test]
+fn the_first_page_of_ram_is_looked_for_from_the_start_of_a_range_on() {
+    let table = table(&[mmio()], COHERENT_CPU);
+    let end = RAM.0 + RAM.1;
+    for (start, pages, found) in [
+        (RAM.0 - 2, 2, None),
+        (RAM.0 - 2, 3, Some(RAM.0)),
+        (end - 1, 5, Some(end - 1)),
+        (end, 5, None),
+    ] {
+        assert_eq!(table.first_ram(&range((start, pages))), found.map(Pfn), "{start:#x}");
+    }
+}
+
+#[test]
+fn region_numbers_end_where_a_manifest_does() {
+    assert!(RegionId::from_raw(127).is_ok());
+    let refused = RegionId::from_raw(128);
+    assert!(matches!(refused, Err(HcallError::NoObject { number: 128, .. })), "{refused:?}");
+}

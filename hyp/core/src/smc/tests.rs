@@ -53,6 +53,8 @@ fn every_function_is_forwarded_answered_or_unknown_as_listed() {
         ([0x8400_0009, 0, 0, 0], SmcAction::Forward),
         ([0x8400_000a, CPU_ON_64, 0, 0], SmcAction::Forward),
         ([0x8400_000a, 0x8000_0000, 0, 0], SmcAction::Answer(0)),
+        ([0x8400_000a, 0x8400_0002, 0, 0], SmcAction::Forward),
+        ([0x8400_000a, 0x8400_000a, 0, 0], SmcAction::Forward),
         ([0x8400_000a, 0x8400_000e, 0, 0], NOT_SUPPORTED),
         ([0xc400_000e, ENTRY, 0, 0], NOT_SUPPORTED),
         ([0xc400_0012, 0, 0, 0], SmcAction::Forward),

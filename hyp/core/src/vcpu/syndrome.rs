@@ -198,6 +198,53 @@ mod tests {
         }
     }
 
+    /// Literal values, so that no constant above stands on both sides.
+    #[test]
+    fn a_handler_starts_masked_with_the_flags_that_an_exception_keeps() {
+        const FRESH: u64 = 0x3c5;
+        let with_pan = 1 << 22 | FRESH;
+        // PAN is set unless SPAN (bit 23) says that it stays; SSBS is DSSBS (bit 44).
+        assert_eq!(handler_state(0, 0), with_pan);
+        assert_eq!(handler_state(0, 1 << 23), FRESH);
+        assert_eq!(handler_state(1 << 22, 1 << 23), with_pan);
+        assert_eq!(handler_state(0, 1 << 23 | 1 << 44), 1 << 12 | FRESH);
+        // NZCV and DIT are kept; SSBS, IL, SS, UAO, TCO, BTYPE and the mode are not.
+        let kept = 0xf << 28 | 1 << 24;
+        assert_eq!(handler_state(kept, 1 << 23), kept | FRESH);
+        assert_eq!(handler_state(!kept & !(1 << 22), 1 << 23), FRESH);
+        let mut context = VcpuContext::reset(0, 0);
+        inject_undefined(&mut context);
+        assert_eq!(context.sysregs.esr_el1, 0x200_0000);
+    }
+
+    #[test]
+    fn calls_carry_their_immediate() {
+        assert_eq!(class(0x16 << 26 | 1 << 25 | 0xabcd), Class::Hvc(0xabcd));
+        assert_eq!(class(0x17 << 26 | 1 << 25 | 1), Class::Smc(1));
+    }
+
+    #[test]
+    fn a_forbidden_tag_access_is_no_permission_that_could_come() {
+        for level in 0..4 {
+            assert_eq!(fault_kind(0b00_1100 | level), FaultKind::Permission);
+            assert_eq!(fault_kind(0b00_1100 | level | 1 << 41), FaultKind::Other);
+            assert_eq!(fault_kind(0b00_0100 | level | 1 << 41), FaultKind::Translation);
+        }
+    }
+
+    #[test]
+    fn loads_are_widened_as_the_instruction_says() {
+        for (bits, expected) in [
+            (0, Widen::Zero),
+            (1 << 15, Widen::Zero),
+            (1 << 21, Widen::Sign32),
+            (1 << 21 | 1 << 15, Widen::Sign64),
+        ] {
+            // Neighbours of the two bits are none of its business.
+            assert_eq!(widen(bits | 1 << 22 | 1 << 20 | 1 << 16 | 1 << 14), expected);
+        }
+    }
+
     #[test]
     fn a_syndrome_without_details_describes_no_access() {
         assert_eq!(Access::decode(0x24 << EC_SHIFT), None);

@@ -122,3 +122,18 @@ fn a_run_ends_where_access_changes_and_at_its_chunk() {
     assert_eq!(map.uniform_run(Pfn(611)), Some(range(601, 423)), "lent pages stay the host's");
     assert_eq!(map.uniform_run(Pfn(5)), None);
 }
+
+#[test]
+fn counts_are_kept_by_chunk_wherever_a_range_begins_and_ends() {
+    // A bank that begins and ends within a chunk.
+    for (first, pages) in [(0x150, 1), (0x1f0, 0x20), (0x1ff, 0x202), (0x200, 0x200), (0x5f0, 0x10)]
+    {
+        let mut map = map(&[range(0x150, 0x4b0)]);
+        map.mark_hyp(range(first, pages)).unwrap();
+        map.assert_summaries();
+        for chunk in [0x200, 0x400] {
+            let closed = first < chunk + 512 && chunk < first + pages;
+            assert_eq!(map.open_block(Pfn(chunk)).is_none(), closed, "{first:#x} {chunk:#x}");
+        }
+    }
+}
