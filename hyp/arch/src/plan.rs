@@ -37,6 +37,8 @@ pub enum LaunchError {
         /// The first page that is too high.
         limit: Pfn,
     },
+    /// The console's registers lie where the page tables cannot reach.
+    UartTooHigh(PhysAddr),
     /// The manifest is longer than any can be, in bytes.
     ManifestSize(usize),
     /// The pages that the hypervisor needs behind its image are not free RAM.
@@ -61,6 +63,9 @@ impl fmt::Display for LaunchError {
                 bank.start(),
                 bank.end()
             ),
+            Self::UartTooHigh(base) => {
+                write!(f, "the console at {base} is beyond this hypervisor")
+            }
             Self::ManifestSize(bytes) => {
                 write!(f, "manifest of {bytes} bytes: at most {MANIFEST_MAX}")
             }
@@ -91,7 +96,11 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(facts: &MachineFacts, pa_bits: u32) -> Result<Self, LaunchError> {
-        check_ram(&facts.ram, ram_limit(pa_bits))?;
+        let limit = ram_limit(pa_bits);
+        check_ram(&facts.ram, limit)?;
+        if let Some(uart) = facts.uart.filter(|uart| uart.pfn() >= limit) {
+            return Err(LaunchError::UartTooHigh(uart));
+        }
         let (_, manifest) = facts.manifest;
         if manifest > MANIFEST_MAX {
             return Err(LaunchError::ManifestSize(manifest));

@@ -1,5 +1,6 @@
 //! What the launch needs from the device tree: pure, so that it can be fuzzed on the developer's
-//! machine. The tree comes from the boot loader; what it says is checked, not believed.
+//! machine. The boot loader is trusted to describe the machine; a description that contradicts itself
+//! is refused.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -9,9 +10,9 @@ use core::fmt;
 
 use arrayvec::ArrayVec;
 use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::standard::NodeStandard;
+use dtoolkit::standard::{NodeStandard, Status};
 use dtoolkit::{Node, Property};
-use pfnguard_core::addr::{Pfn, PfnRange, PhysAddr};
+use pfnguard_core::addr::{PFN_LIMIT, Pfn, PfnRange, PhysAddr};
 use pfnguard_core::machine::MachineFacts;
 use pfnguard_core::vmemmap::MAX_BANKS;
 use pfnguard_shared::{PAGE_SHIFT, PAGE_SIZE};
@@ -55,22 +56,30 @@ impl fmt::Display for Unusable {
 type Ranges = ArrayVec<PfnRange, MAX_BANKS>;
 type Taken = ArrayVec<PfnRange, { 2 * MAX_BANKS }>;
 
-/// Returns the address of the console where `/chosen/stdout-path` names a PL011.
+/// Returns the address of the console where `/chosen/stdout-path` names a PL011 that is no RAM.
+/// What lies behind a bus may have another address there: only children of the root count.
 pub fn uart(tree: Fdt<'_>) -> Option<PhysAddr> {
-    let chosen = tree.find_node("/chosen")?;
-    let path = chosen.property("stdout-path")?.value_as::<&str>().ok()?;
+    let path = tree.find_node("/chosen")?.property("stdout-path")?.value_as::<&str>().ok()?;
     // Options follow a colon.
     let path = path.split(':').next()?;
-    let node = if path.starts_with('/') {
-        tree.find_node(path)?
+    let path = if path.starts_with('/') {
+        path
     } else {
-        let alias = tree.find_node("/aliases")?.property(path)?;
-        tree.find_node(alias.value_as::<&str>().ok()?)?
+        tree.find_node("/aliases")?.property(path)?.value_as::<&str>().ok()?
     };
-    if !node.is_compatible("arm,pl011") {
-        return None;
-    }
-    node.reg().ok()??.next()?.address::<u64>().ok().map(PhysAddr)
+    let node = tree.find_node(path).filter(|_| path.rfind('/') == Some(0))?;
+    let base = node.reg().ok()??.next()?.address::<u64>().ok().map(PhysAddr)?;
+    let page = PfnRange::single(base.pfn())?;
+    let free = base.offset() == 0 && base.0 != 0 && !is_memory(tree, &page);
+    (free && node.is_compatible("arm,pl011")).then_some(base)
+}
+
+/// Whether any of `pages` is RAM, or reserved, or the tree does not say what is RAM.
+fn is_memory(tree: Fdt<'_>, pages: &PfnRange) -> bool {
+    let (Ok(mut ram), mut taken) = (ram(tree), Taken::new()) else { return true };
+    let in_ram = ram.iter().any(|bank| bank.overlaps(pages));
+    let read = reservations(tree, &mut ram, &mut taken).is_ok();
+    in_ram || !read || taken.iter().any(|range| range.overlaps(pages))
 }
 
 /// Reads everything the launch needs. `dtb` is where the tree itself lies, and its bytes.
@@ -80,15 +89,17 @@ pub fn uart(tree: Fdt<'_>) -> Option<PhysAddr> {
 /// [`Unusable`] names what is missing or malformed.
 pub fn find(tree: Fdt<'_>, dtb: (PhysAddr, usize)) -> Result<Found, Unusable> {
     check_conduit(tree)?;
-    let manifest = module(tree, "multiboot,ramdisk").ok_or(Unusable::Missing("manifest module"))?;
-    let kernel = module(tree, "multiboot,kernel").ok_or(Unusable::Missing("kernel module"))?;
-    let mut taken = Taken::new();
-    let (mut ram, dtb) = (ram(tree)?, pages_around(dtb.0.0, to_u64(dtb.1)));
-    for (module, what) in [(manifest, "manifest module"), (kernel, "kernel module")] {
-        push(&mut taken, Some(within_ram(module, &ram, what)?), "modules")?;
-    }
-    push(&mut taken, dtb, "modules")?;
+    let (mut ram, mut taken) = (ram(tree)?, Taken::new());
+    push(&mut taken, pages_around(dtb.0.0, to_u64(dtb.1)), "reservations")?;
     reservations(tree, &mut ram, &mut taken)?;
+    let chosen = tree.find_node("/chosen").ok_or(Unusable::Missing("/chosen"))?;
+    initial_ramdisk(&chosen, &mut taken)?;
+    for node in chosen.children().filter(|node| node.is_compatible("multiboot,module")) {
+        let (start, bytes) = place(&node).ok_or(Unusable::Property("reg of a module"))?;
+        push(&mut taken, pages_around(start.0, to_u64(bytes)), "modules")?;
+    }
+    let manifest = module(&chosen, "multiboot,ramdisk", "manifest module", &ram)?;
+    let kernel = module(&chosen, "multiboot,kernel", "kernel module", &ram)?;
     let facts = MachineFacts { ram, taken, uart: uart(tree), cpus: cpus(tree)?, manifest };
     Ok(Found { facts, kernel: kernel.0 })
 }
@@ -99,34 +110,29 @@ fn check_conduit(tree: Fdt<'_>) -> Result<(), Unusable> {
     if method == Some("smc") { Ok(()) } else { Err(Unusable::Conduit) }
 }
 
-/// Returns all RAM, ascending, adjacent banks merged.
+/// Returns all RAM, ascending, adjacent banks merged: what Linux takes for RAM
+/// (`early_init_dt_scan_memory`).
 fn ram(tree: Fdt<'_>) -> Result<Ranges, Unusable> {
+    const WRONG: Unusable = Unusable::Property("reg of /memory");
     let mut banks = Ranges::new();
-    let memory = |node: &FdtNode<'_>| node.name_without_address() == "memory";
-    for node in tree.root().children().filter(memory) {
-        let reg = node.reg().ok().flatten().ok_or(Unusable::Property("reg of /memory"))?;
-        for bank in reg {
+    for node in tree.root().children().filter(is_ram) {
+        for bank in node.reg().ok().flatten().ok_or(WRONG)? {
             let (start, size) = (bank.address::<u64>(), bank.size::<u64>());
-            let (Ok(start), Ok(size)) = (start, size) else {
-                return Err(Unusable::Property("reg of /memory"));
-            };
+            let (Ok(start), Ok(size)) = (start, size) else { return Err(WRONG) };
+            if start.checked_add(size).is_none_or(|end| end > PFN_LIMIT << PAGE_SHIFT) {
+                return Err(WRONG);
+            }
             push(&mut banks, pages_within(start, size), "banks of RAM")?;
         }
     }
     sort(&mut banks);
     // Page 0 stays the host's for good: an address of 0 is none to the hypervisor.
-    without(&merge(&banks)?, PfnRange::single(Pfn(0)).ok_or(Unusable::Property("reg of /memory"))?)
+    without(&merge(&banks)?, PfnRange::single(Pfn(0)).ok_or(WRONG)?)
 }
 
-/// Returns the pages of a module, which will be read before anything could fault.
-fn within_ram(
-    (start, bytes): (PhysAddr, usize),
-    ram: &[PfnRange],
-    what: &'static str,
-) -> Result<PfnRange, Unusable> {
-    let pages = pages_around(start.0, to_u64(bytes));
-    let inside = |pages: &PfnRange| ram.iter().any(|bank| bank.contains_range(pages));
-    pages.filter(inside).ok_or(Unusable::NotInRam(what))
+fn is_ram(node: &FdtNode<'_>) -> bool {
+    let kind = node.property("device_type").and_then(|kind| kind.value_as::<&str>().ok());
+    kind == Some("memory") && node.status() == Ok(Status::Okay)
 }
 
 /// Sorts a few ranges, by insertion: the library's sort is 3 KiB of code for many.
@@ -157,7 +163,7 @@ fn merge(sorted: &[PfnRange]) -> Result<Ranges, Unusable> {
 /// Notes reserved memory. What must not even be mapped (`no-map`) is firmware's: no RAM at all.
 fn reservations(tree: Fdt<'_>, ram: &mut Ranges, taken: &mut Taken) -> Result<(), Unusable> {
     for reservation in tree.memory_reservations() {
-        let range = reserved_pages(reservation.address(), reservation.size())?;
+        let range = reserved_pages(reservation.address(), reservation.size(), "/memreserve/")?;
         push(taken, range, "memory reservations")?;
     }
     let Some(reserved) = tree.find_node("/reserved-memory") else { return Ok(()) };
@@ -171,7 +177,7 @@ fn reservations(tree: Fdt<'_>, ram: &mut Ranges, taken: &mut Taken) -> Result<()
             let (Ok(start), Ok(size)) = (start, size) else {
                 return Err(Unusable::Property("reserved-memory"));
             };
-            let Some(range) = reserved_pages(start, size)? else { continue };
+            let Some(range) = reserved_pages(start, size, "reserved-memory")? else { continue };
             push(taken, Some(range), "reserved areas")?;
             if node.property("no-map").is_some() {
                 *ram = without(ram, range)?;
@@ -183,9 +189,9 @@ fn reservations(tree: Fdt<'_>, ram: &mut Ranges, taken: &mut Taken) -> Result<()
 
 /// Returns the pages of a reserved area, `None` of an empty one. One that leaves the address space
 /// is refused: to ignore it would be to use what lies at its start.
-fn reserved_pages(start: u64, size: u64) -> Result<Option<PfnRange>, Unusable> {
+fn reserved_pages(start: u64, size: u64, what: &'static str) -> Result<Option<PfnRange>, Unusable> {
     match pages_around(start, size) {
-        None if size > 0 => Err(Unusable::Property("reserved-memory")),
+        None if size > 0 => Err(Unusable::Property(what)),
         pages => Ok(pages),
     }
 }
@@ -219,15 +225,41 @@ fn cpus<const N: usize>(tree: Fdt<'_>) -> Result<ArrayVec<u64, N>, Unusable> {
     if found.is_empty() { Err(Unusable::Missing("CPUs")) } else { Ok(found) }
 }
 
-/// Returns address and bytes of the module of `kind` below `/chosen`. QEMU's guest-loader writes
-/// `reg` with 32-bit or 64-bit cells whatever `#address-cells` says.
-fn module(tree: Fdt<'_>, kind: &str) -> Option<(PhysAddr, usize)> {
-    let chosen = tree.find_node("/chosen")?;
-    let node = chosen.children().find(|node| node.is_compatible(kind))?;
+/// Returns address and bytes of the module of `kind`, which will be read before anything could
+/// fault.
+fn module(
+    chosen: &FdtNode<'_>,
+    kind: &str,
+    what: &'static str,
+    ram: &[PfnRange],
+) -> Result<(PhysAddr, usize), Unusable> {
+    let node = chosen.children().find(|node| node.is_compatible(kind));
+    let (start, bytes) = place(&node.ok_or(Unusable::Missing(what))?)
+        .ok_or(Unusable::Property("reg of a module"))?;
+    let pages = pages_around(start.0, to_u64(bytes));
+    let inside = |pages: &PfnRange| ram.iter().any(|bank| bank.contains_range(pages));
+    pages.filter(inside).map(|_| (start, bytes)).ok_or(Unusable::NotInRam(what))
+}
+
+/// Reads `reg` of a module. QEMU's guest-loader writes it with 32-bit or 64-bit cells whatever
+/// `#address-cells` says.
+fn place(node: &FdtNode<'_>) -> Option<(PhysAddr, usize)> {
     let property = node.property("reg")?;
     let reg = property.value();
     let (address, size) = reg.split_at_checked(reg.len() / 2)?;
     Some((PhysAddr(cells(address)?), usize::try_from(cells(size)?).ok()?))
+}
+
+/// Notes the host's initial RAM disk (Linux `Documentation/arch/arm64/booting.rst`).
+fn initial_ramdisk(chosen: &FdtNode<'_>, taken: &mut Taken) -> Result<(), Unusable> {
+    const WRONG: Unusable = Unusable::Property("linux,initrd-start or -end");
+    let end = |name| chosen.property(name).map(|property| cells(property.value()).ok_or(WRONG));
+    let (start, end) = match (end("linux,initrd-start"), end("linux,initrd-end")) {
+        (None, None) => return Ok(()),
+        (Some(start), Some(end)) => (start?, end?),
+        (Some(_), None) | (None, Some(_)) => return Err(WRONG),
+    };
+    push(taken, pages_around(start, end.checked_sub(start).ok_or(WRONG)?), "modules")
 }
 
 /// Reads one or two big-endian cells.
@@ -245,8 +277,11 @@ fn pages_within(start: u64, size: u64) -> Option<PfnRange> {
     between(Pfn(first), Pfn(past))
 }
 
-/// Returns the pages that hold any of `size` bytes from `start`.
+/// Returns the pages that hold any of `size` bytes from `start`, `None` of no bytes.
 fn pages_around(start: u64, size: u64) -> Option<PfnRange> {
+    if size == 0 {
+        return None;
+    }
     let past = start.checked_add(size)?.div_ceil(to_u64(PAGE_SIZE));
     between(Pfn(start >> PAGE_SHIFT), Pfn(past))
 }

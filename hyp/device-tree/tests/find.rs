@@ -35,7 +35,7 @@ fn cells(tree: &mut DeviceTree, path: &str, address: u32, size: u32) {
 
 fn module(tree: &mut DeviceTree, kind: &str, base: u64, size: u64) {
     let path = add(tree, "/chosen", &format!("module@{base:x}"));
-    set(tree, &path, "compatible", kind);
+    set(tree, &path, "compatible", format!("multiboot,module\0{kind}").as_str());
     set(tree, &path, "reg", reg(&[(base, size)]));
 }
 
@@ -44,6 +44,7 @@ fn usual() -> DeviceTree {
     let mut tree = DeviceTree::new();
     cells(&mut tree, "/", 2, 2);
     let memory = add(&mut tree, "/", "memory@40000000");
+    set(&mut tree, &memory, "device_type", "memory");
     set(&mut tree, &memory, "reg", reg(&[(0x4000_0000, 0x1000_0000)]));
     let psci = add(&mut tree, "/", "psci");
     set(&mut tree, &psci, "method", "smc");
@@ -108,7 +109,7 @@ fn a_usual_machine_is_found() {
     assert_eq!(found.kernel, PhysAddr(0x4900_0000));
     let facts = found.facts;
     assert_eq!(facts.ram.as_slice(), [pages(0x4_0000, 0x1_0000)]);
-    let taken = [pages(0x4_8000, 2), pages(0x4_9000, 8), pages(0x4_0000, 2)];
+    let taken = [pages(0x4_0000, 2), pages(0x4_8000, 2), pages(0x4_9000, 8)];
     assert_eq!(facts.taken.as_slice(), taken);
     assert_eq!(facts.uart, Some(PhysAddr(0x900_0000)));
     assert_eq!(facts.cpus.as_slice(), [0, 0x100]);
@@ -131,7 +132,7 @@ fn only_whole_pages_are_ram_and_any_part_is_taken() {
     let mut tree = with_memory(&[(0x4000_0800, 0x2000)]);
     tree.memory_reservations.push(MemoryReservation::new(0x4000_1fff, 2));
     assert_eq!(ram(&tree), [pages(0x4_0001, 1)]);
-    assert_eq!(facts(&tree).unwrap().taken.last(), Some(&pages(0x4_0001, 2)));
+    assert_eq!(facts(&tree).unwrap().taken[1], pages(0x4_0001, 2));
 }
 
 #[test]
@@ -146,9 +147,41 @@ fn overlapping_banks_are_refused() {
 }
 
 #[test]
-fn a_bank_past_the_last_address_is_none() {
-    let tree = with_memory(&[(0x4000_0000, 0x1000), (u64::MAX - 0xfff, 0x2000)]);
-    assert_eq!(ram(&tree), [pages(0x4_0000, 1)]);
+fn a_bank_past_the_last_address_is_refused() {
+    for (base, size) in [(u64::MAX - 0xfff, 0x2000), (1 << 52, 0x1000), (0x6000_0000, 1 << 52)] {
+        let tree = with_memory(&[(base, size)]);
+        assert_eq!(facts(&tree).unwrap_err(), Unusable::Property("reg of /memory"));
+    }
+    let last = (1 << 52) - 0x1000;
+    assert_eq!(ram(&with_memory(&[(last, 0x1000)])), [pages(last >> 12, 1)]);
+}
+
+#[test]
+fn memory_that_linux_would_not_use_is_no_ram() {
+    let mut tree = usual();
+    let secure = add(&mut tree, "/", "memory@50000000");
+    set(&mut tree, &secure, "reg", reg(&[(0x5000_0000, 0x1000)]));
+    assert_eq!(facts(&tree).unwrap().ram.len(), 1, "no device_type");
+    set(&mut tree, &secure, "device_type", "memory");
+    set(&mut tree, &secure, "status", "disabled");
+    assert_eq!(facts(&tree).unwrap().ram.as_slice(), [pages(0x4_0000, 0x1_0000)]);
+    set(&mut tree, &secure, "status", "okay");
+    assert_eq!(facts(&tree).unwrap().ram.as_slice(), [pages(0x4_0000, 0x1_0001)]);
+}
+
+#[test]
+fn everything_that_the_loader_placed_is_taken() {
+    let mut tree = usual();
+    module(&mut tree, "multiboot,ramdisk", 0x4a00_0000, 0x1000);
+    set(&mut tree, "/chosen", "linux,initrd-start", 0x4b00_0000u32);
+    assert!(facts(&tree).is_err(), "no end");
+    set(&mut tree, "/chosen", "linux,initrd-end", 0x4b00_1800u32);
+    let found = facts(&tree).unwrap();
+    assert_eq!(found.taken[1], pages(0x4_b000, 2));
+    assert_eq!(found.taken.last(), Some(&pages(0x4_a000, 1)));
+    assert_eq!(found.manifest.0, PhysAddr(0x4800_0000), "the first one");
+    set(&mut tree, "/chosen", "linux,initrd-end", 0x4aff_ffffu32);
+    assert!(facts(&tree).is_err(), "ends before it starts");
 }
 
 #[test]
@@ -164,7 +197,7 @@ fn reserved_memory_is_taken_and_no_map_is_no_ram() {
     reserve(&mut tree, 0x4100_0000, 0x3000, false);
     reserve(&mut tree, 0x4200_0000, 0x3000, true);
     let facts = facts(&tree).unwrap();
-    assert_eq!(facts.taken[3..], [pages(0x4_1000, 3), pages(0x4_2000, 3)]);
+    assert_eq!(facts.taken[1..3], [pages(0x4_1000, 3), pages(0x4_2000, 3)]);
     assert_eq!(facts.ram.as_slice(), [pages(0x4_0000, 0x2000), pages(0x4_2003, 0xdffd)]);
 }
 
@@ -176,7 +209,7 @@ fn a_reserved_area_that_leaves_the_address_space_is_refused() {
         assert_eq!(facts(&tree).unwrap_err(), Unusable::Property("reserved-memory"));
         let mut tree = usual();
         tree.memory_reservations.push(MemoryReservation::new(base, size));
-        assert_eq!(facts(&tree).unwrap_err(), Unusable::Property("reserved-memory"));
+        assert_eq!(facts(&tree).unwrap_err(), Unusable::Property("/memreserve/"));
     }
     let mut tree = usual();
     reserve(&mut tree, 0x4100_0000, 0, true);
@@ -186,11 +219,17 @@ fn a_reserved_area_that_leaves_the_address_space_is_refused() {
 #[test]
 fn modules_lie_in_ram() {
     for (module, what) in [("48000000", "manifest module"), ("49000000", "kernel module")] {
-        for (base, size) in [(0x3000_0000, 0x1000), (0x4fff_f000, 0x1001), (1 << 56, 1), (0, 0)] {
+        for (base, size) in
+            [(0x3000_0000, 0x1000), (0x4fff_f000, 0x1001), (1 << 56, 1), (0x4800_0800, 0)]
+        {
             let mut tree = usual();
             set(&mut tree, &format!("/chosen/module@{module}"), "reg", reg(&[(base, size)]));
             assert_eq!(facts(&tree).unwrap_err(), Unusable::NotInRam(what), "{base:#x}");
         }
+        let mut tree = usual();
+        let base = u64::from_str_radix(module, 16).unwrap();
+        reserve(&mut tree, base, 0x1000, true);
+        assert_eq!(facts(&tree).unwrap_err(), Unusable::NotInRam(what), "no-map");
     }
 }
 
@@ -239,6 +278,7 @@ fn malformed_properties_are_named() {
         ("/cpus/cpu@0", vec![0u8; 3], "reg of a CPU"),
         ("/cpus/cpu@0", vec![0u8; 12], "reg of a CPU"),
         ("/memory@40000000", vec![0u8; 7], "reg of /memory"),
+        ("/chosen/module@48000000", vec![0u8; 12], "reg of a module"),
     ] {
         let mut tree = usual();
         set(&mut tree, path, "reg", value);
@@ -267,4 +307,26 @@ fn a_console_may_be_an_alias_and_must_be_a_pl011() {
     assert_eq!(console(&tree), None);
     set(&mut tree, "/chosen", "stdout-path", "nowhere");
     assert_eq!(console(&tree), None);
+}
+
+/// EL2 writes there before anything is judged.
+#[test]
+fn a_console_is_no_memory_and_has_the_address_that_it_says() {
+    let console = |tree: &DeviceTree| uart(Fdt::new(&tree.to_dtb()).unwrap());
+    for base in [0, 0x900_0004, 0x4200_0000, 1 << 60] {
+        let mut tree = usual();
+        set(&mut tree, "/pl011@9000000", "reg", reg(&[(base, 0x1000)]));
+        assert_eq!(console(&tree), None, "{base:#x}");
+    }
+    let mut tree = usual();
+    reserve(&mut tree, 0x900_0000, 0x1000, true);
+    assert_eq!(console(&tree), None, "reserved");
+    let mut tree = usual();
+    let bus = add(&mut tree, "/", "soc");
+    cells(&mut tree, &bus, 2, 2);
+    let uart = add(&mut tree, &bus, "pl011@9000000");
+    set(&mut tree, &uart, "compatible", "arm,pl011");
+    set(&mut tree, &uart, "reg", reg(&[(0x900_0000, 0x1000)]));
+    set(&mut tree, "/chosen", "stdout-path", "/soc/pl011@9000000");
+    assert_eq!(console(&tree), None, "behind a bus");
 }

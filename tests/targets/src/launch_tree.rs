@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use dtoolkit::Node;
 use dtoolkit::fdt::{Fdt, FdtNode};
-use pfnguard_core::addr::{PFN_LIMIT, PfnRange, PhysAddr};
+use dtoolkit::{Node, Property};
+use pfnguard_core::addr::{PfnRange, PhysAddr};
 use pfnguard_core::machine::MachineFacts;
 use pfnguard_device_tree::find;
 use pfnguard_shared::{PAGE_SHIFT, PAGE_SIZE};
@@ -25,6 +25,11 @@ pub fn run(data: &[u8]) {
     let ram: RangeSet<u64> = facts.ram.iter().map(pages).collect();
     assert_eq!(ram, specified_ram(tree), "RAM");
     check_taken(facts, tree, data.len());
+    for start in [found.kernel, facts.manifest.0] {
+        assert!(ram.contains(&start.pfn().0), "a module in {start}, which is no RAM");
+    }
+    let console = facts.uart.map(|uart| uart.pfn().0);
+    assert!(console.is_none_or(|page| page != 0 && !ram.contains(&page)), "{console:x?}");
     assert!(!facts.cpus.is_empty(), "no CPU");
 }
 
@@ -37,7 +42,13 @@ fn check_order(facts: &MachineFacts) {
 /// Whole pages of memory nodes, without page 0 and without what must not be mapped.
 fn specified_ram(tree: Fdt<'_>) -> RangeSet<u64> {
     let root = tree.root();
-    let memory = root.children().filter(|node| node.name_without_address() == "memory");
+    let memory = root.children().filter(|node| {
+        let is = |name: &str, values: &[&[u8]]| {
+            node.property(name).map(|property| values.contains(&property.value()))
+        };
+        is("device_type", &[b"memory\0"]) == Some(true)
+            && is("status", &[b"okay\0", b"ok\0"]) != Some(false)
+    });
     let mut ram: RangeSet<u64> = memory.flat_map(|node| areas(&node)).filter_map(within).collect();
     ram.remove(0..1);
     for area in reserved(tree).iter().filter(|node| node.property("no-map").is_some()) {
@@ -71,16 +82,16 @@ fn pages(range: &PfnRange) -> Range<u64> {
     range.start().0..range.end().0
 }
 
-/// Returns the pages that lie wholly in an area. One that leaves the address space is none.
+/// Returns the pages that lie wholly in an area.
 fn within((base, size): (u64, u64)) -> Option<Range<u64>> {
     let page = u64::try_from(PAGE_SIZE).expect("64 bits");
     let pages = base.div_ceil(page)..base.checked_add(size)? >> PAGE_SHIFT;
-    (!pages.is_empty() && pages.end <= PFN_LIMIT).then_some(pages)
+    (!pages.is_empty()).then_some(pages)
 }
 
 /// Returns the pages that an area touches.
 fn around((base, size): (u64, u64)) -> Option<Range<u64>> {
     let page = u64::try_from(PAGE_SIZE).expect("64 bits");
     let pages = base >> PAGE_SHIFT..base.checked_add(size)?.div_ceil(page);
-    (!pages.is_empty()).then_some(pages)
+    (size > 0).then_some(pages)
 }
