@@ -1,6 +1,7 @@
 //! What guests do.
 
 use arbitrary::{Result, Unstructured};
+use pfnguard_core::addr::PFN_LIMIT;
 use pfnguard_shared::GuestFunction;
 
 use super::pick::Pick;
@@ -14,7 +15,8 @@ impl Pick<'_> {
     }
 
     fn act(&self, vm: u64, bytes: &mut Unstructured<'_>) -> Result<Act> {
-        let ipa = self.guest_ipa(vm, bytes)?;
+        // No CPU has more address bits: stage 1 lets none through.
+        let ipa = self.guest_ipa(vm, bytes)? & (PFN_LIMIT - 1);
         Ok(match bytes.int_in_range(0..=15u8)? {
             0..=1 => {
                 let ipa = self.lent_page(vm).unwrap_or(ipa);
