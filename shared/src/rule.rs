@@ -96,5 +96,7 @@ mod tests {
             assert_eq!(digits, Some(rule.raw()));
             assert!(!rule.summary().is_empty());
         }
+        let last = "The manifest can be written by a person and derived from a device tree.";
+        assert_eq!(Rule::R52.summary(), last);
     }
 }

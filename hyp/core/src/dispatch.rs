@@ -9,7 +9,7 @@ use crate::addr::{IpaPfn, PFN_LIMIT, Pfn, PfnRange};
 use crate::call::{Args, function};
 use crate::error::HcallError;
 use crate::hypervisor::{Cpu, Host, Hypervisor, MAX_CPUS, MAX_VCPUS, MAX_VMS, Unlocked};
-use crate::machine::{ArgWindow, Clock, Machine};
+use crate::machine::{ArgWindow, Clock, HostStage2, Machine};
 use crate::trace::{Event, NO_VM};
 use crate::vcpu::{self, CpuIndex};
 use crate::vm;
@@ -253,7 +253,8 @@ pub(crate) fn info<M: Machine>(door: &mut Unlocked<'_, M>, selector: InfoSelecto
 
 fn memory_info<M: Machine>(host: &Host<M>) -> Reply {
     let map = &host.vmemmap;
-    Reply([map.frame_count(), count(map.bytes()), map.hyp_pages(), host.tables_free()])
+    let tables = host.stage2.tables_free();
+    Reply([map.frame_count(), count(map.bytes()), map.hyp_pages(), tables])
 }
 
 fn count(number: usize) -> u64 {

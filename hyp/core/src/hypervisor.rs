@@ -8,7 +8,7 @@ use core::ops::{Deref, DerefMut};
 use crate::addr::{Pfn, PfnRange};
 use crate::error::HcallError;
 use crate::lock::{TicketMutex, TicketMutexGuard};
-use crate::machine::{El2Stage1, Features, HostStage2, Machine};
+use crate::machine::{Features, Machine};
 use crate::psci::CpuTable;
 use crate::region::RegionTable;
 use crate::trace::TraceRing;
@@ -320,19 +320,5 @@ impl<M: Machine> Deref for HypGuard<'_, M> {
 impl<M: Machine> DerefMut for HypGuard<'_, M> {
     fn deref_mut(&mut self) -> &mut Hyp<M> {
         &mut self.hyp
-    }
-}
-
-impl<M: Machine> Host<M> {
-    /// Returns the number of free table pages of the host's stage 2.
-    pub fn tables_free(&self) -> u64 {
-        self.stage2.tables_free()
-    }
-}
-
-impl<M: Machine> Hyp<M> {
-    /// Returns the number of pages that the host donated to the hypervisor.
-    pub fn donated_pages(&self) -> u64 {
-        self.stage1.pages()
     }
 }

@@ -43,8 +43,8 @@ const ABORTED: u8 = 0x3f;
 /// What comes of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Both say the same.
-    Agreed,
+    /// Both say the same: where it leads, or a translation fault.
+    Agreed(Option<(u64, Attrs)>),
     /// The walker refuses the tables for this reason; the CPU does this.
     Strict(&'static str, Option<Fault>),
     /// The walk left the arena, where nobody knows what lies there, or never came to stage 2.
@@ -78,31 +78,38 @@ impl Answer {
 /// these tables mean it.
 pub fn judge(arena: &Arena, query: &Query, answer: Answer, types: bool) -> Verdict {
     let said = query.stage2.translate(arena, query.ipa >> 12);
-    let void = matches!(answer, Answer::Fault(Fault::Abort | Fault::NoAddress));
-    if arena.was_left() || void {
-        return Verdict::Void;
-    }
+    let left = arena.was_left();
     let fault = match answer {
-        Answer::To { .. } => None,
+        Answer::Fault(Fault::NoAddress) => return Verdict::Void,
         Answer::Fault(fault) => Some(fault),
+        Answer::To { .. } => None,
     };
     let agreed = match (said, answer) {
+        _ if left && !query.sound => return Verdict::Void,
         (Ok(None), Answer::Fault(Fault::Translation)) => true,
         (Ok(Some((to, attrs))), Answer::To { pfn, attr }) => {
-            to == pfn && (!types || attr == combined(attrs.mem))
+            to == pfn && (!types || attr >> 4 == combined(attrs.mem, query))
         }
-        (Err(Malformed { why, .. }), _) => return Verdict::Strict(why, fault),
+        // A table that the walker refuses leads the CPU out of the arena.
+        (Err(_), Answer::Fault(Fault::Abort)) if !query.sound => return Verdict::Void,
+        (Err(Malformed { why, .. }), _) if !query.sound => return Verdict::Strict(why, fault),
         _ => false,
     };
-    if agreed { Verdict::Agreed } else { Verdict::Differs(said) }
+    if agreed { Verdict::Agreed(said.ok().flatten()) } else { Verdict::Differs(said) }
 }
 
-/// The type that an access gets whose stage 1 is Normal write-back (`HCR_EL2.DC`).
-fn combined(mem: Type) -> u8 {
-    match mem {
-        Type::Device => 0x04,
-        Type::NormalNc => 0x44,
-        Type::WriteBack | Type::AsStage1 => 0xff,
+/// The type that an access gets whose stage 1, which is off, says write-back or Device-nGnRnE
+/// (Arm ARM, D8.6.5 and D8.6.6): high half of the encoding of `MAIR_ELx`. Which kind of Device, of
+/// stage 1 or of stage 2 under FWB, is not looked at.
+fn combined(mem: Type, query: &Query) -> u8 {
+    let stage1 = if query.cacheable { 0xf } else { 0 };
+    match (mem, query.stage2.encoding.fwb) {
+        // The weaker of the two.
+        (Type::Device, _) => 0,
+        (Type::NormalNc, _) => stage1 & 0x4,
+        (Type::WriteBack, false) | (Type::AsStage1, _) => stage1,
+        // Forced, whatever stage 1 says.
+        (Type::WriteBack, true) => 0xf,
     }
 }
 
@@ -126,7 +133,6 @@ pub fn strictness(why: &str) -> &'static [Option<Fault>] {
         // The walker looks at the address before it looks at the kind.
         "beyond the output size" => &[Some(Fault::AddressSize), Some(Fault::Translation)],
         "AF is clear" => &[Some(Fault::AccessFlag)],
-        "S2AP without loads" => &[Some(Fault::Permission)],
         // Ignored by a CPU, which then follows the table.
         "a table with attributes" => ANY,
         // Ignored or reserved bits: the leaf is used, unless another field forbids it.

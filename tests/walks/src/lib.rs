@@ -39,6 +39,10 @@ pub struct Query {
     pub stage2: Stage2,
     /// The address.
     pub ipa: u64,
+    /// `HCR_EL2.DC`: what stage 1, which is off, makes of it is write-back, not Device.
+    pub cacheable: bool,
+    /// Whether nothing in these tables is spoilt.
+    pub sound: bool,
 }
 
 impl Default for Arena {

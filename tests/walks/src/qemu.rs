@@ -19,9 +19,10 @@ const QUERIES_AT: u64 = 0x4040_0000;
 /// Bytes of a question with its answer.
 const RECORD: usize = 40;
 
-/// `HCR_EL2`: stage 2 on (VM), stage 1 off with cacheable memory (DC), AArch64 at EL1 (RW), FWB.
-pub(crate) fn hcr(fwb: bool) -> u64 {
-    1 | 1 << 12 | 1 << 31 | u64::from(fwb) << 46
+/// `HCR_EL2`: stage 2 on (VM), stage 1 off (DC), AArch64 at EL1 (RW), FWB.
+pub(crate) fn hcr(query: &Query) -> u64 {
+    let fwb = u64::from(query.stage2.encoding.fwb);
+    1 | u64::from(query.cacheable) << 12 | 1 << 31 | fwb << 46
 }
 
 /// Asks one question after another; a record of zeros ends the list, and the machine.
@@ -86,9 +87,9 @@ fn bytes(program: &[u32]) -> Vec<u8> {
 }
 
 fn records(queries: &[Query]) -> Vec<u8> {
-    let record = |Query { stage2, ipa }: &Query| {
+    let record = |query: &Query| {
         // An answer of all ones: a record that the program never reached is no translation.
-        [stage2.vtcr, stage2.vttbr, hcr(stage2.encoding.fwb), *ipa, u64::MAX]
+        [query.stage2.vtcr, query.stage2.vttbr, hcr(query), query.ipa, u64::MAX]
     };
     queries.iter().flat_map(record).flat_map(u64::to_le_bytes).collect()
 }
@@ -106,5 +107,6 @@ fn run(cpu: Cpu, ram: &Path) -> io::Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()))
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("QEMU ended with {}: {said}", output.status)))
 }

@@ -1,4 +1,4 @@
-//! Random tables, some of them spoilt, and addresses in and around what they map.
+//! Random tables, half of them spoilt, and addresses in and around what they map.
 
 use fastrand::Rng;
 use pfnguard_walker::{Encoding, Stage2, pages_at};
@@ -76,10 +76,11 @@ impl Random {
         let next = root + ROOTS;
         let mut set = Set { stage2, root, root_level, bits, next, written: Vec::new() };
         (0..LEAVES).for_each(|_| self.leaf(&mut set));
-        if !set.written.is_empty() {
+        let sound = (root / SET).is_multiple_of(2) || set.written.is_empty();
+        if !sound {
             (0..SPOILT).for_each(|_| self.spoil(&set));
         }
-        self.ask(&set);
+        self.ask(&set, sound);
     }
 
     /// Maps one leaf, unless something is in the way or the set is full.
@@ -155,7 +156,7 @@ impl Random {
     }
 
     /// Asks for the ends of what each descriptor covers, for their neighbours, and for others.
-    fn ask(&mut self, set: &Set) {
+    fn ask(&mut self, set: &Set, sound: bool) {
         let limit = 1 << (set.bits - 12);
         let mut pages = vec![0, limit - 1, limit];
         for &(_, _, level, first) in &set.written {
@@ -163,7 +164,9 @@ impl Random {
         }
         pages.extend((0..OTHERS).map(|_| self.page(set)));
         let stage2 = set.stage2;
-        let offset = self.rng.u64(..0x1000);
-        self.queries.extend(pages.iter().map(|page| Query { stage2, ipa: page << 12 | offset }));
+        for page in pages {
+            let (ipa, cacheable) = (page << 12 | self.rng.u64(..0x1000), self.rng.bool());
+            self.queries.push(Query { stage2, ipa, cacheable, sound });
+        }
     }
 }

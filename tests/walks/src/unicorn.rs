@@ -34,12 +34,11 @@ pub fn answers(arena: &Arena, queries: &[Query]) -> Result<Vec<Answer>, uc_error
 }
 
 fn answer(cpu: &mut Unicorn<'_, ()>, query: &Query) -> Result<Answer, uc_error> {
-    let Query { stage2, ipa } = query;
-    write(cpu, VTCR_EL2, stage2.vtcr)?;
-    write(cpu, VTTBR_EL2, stage2.vttbr)?;
-    write(cpu, HCR_EL2, hcr(stage2.encoding.fwb))?;
+    write(cpu, VTCR_EL2, query.stage2.vtcr)?;
+    write(cpu, VTTBR_EL2, query.stage2.vttbr)?;
+    write(cpu, HCR_EL2, hcr(query))?;
     write(cpu, TLBI_ALLE1, 0)?;
-    write(cpu, AT_S12E1R, *ipa)?;
+    write(cpu, AT_S12E1R, query.ipa)?;
     let mut par = register(PAR_EL1, 0);
     cpu.reg_read_arm64_coproc(&mut par)?;
     Ok(Answer::new(par.val))

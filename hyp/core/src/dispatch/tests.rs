@@ -27,7 +27,8 @@ fn the_service_introduces_itself() {
     assert_eq!(info(c, InfoSelector::Abi)[1..3], [30, count(Rule::ALL.len())]);
     assert_eq!(info(c, InfoSelector::ManifestHash), [0x5a5a_5a5a_5a5a_5a5a; 4]);
     assert_eq!(info(c, InfoSelector::Limits), [16, 8, 0, 512]);
-    let [frames, bytes, hyp, _] = info(c, InfoSelector::Memory);
+    let [frames, bytes, hyp, tables] = info(c, InfoSelector::Memory);
+    assert_eq!(tables, 100, "what the fake has");
     assert_eq!((frames, bytes, hyp), (2048, 2048 * 2 + 8, 64 + 2));
     let [capabilities, pa, ipa, vmid] = info(c, InfoSelector::Platform);
     assert_eq!(capabilities & Capabilities::FWB.raw(), Capabilities::FWB.raw());

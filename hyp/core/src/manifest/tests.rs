@@ -206,6 +206,14 @@ fn r02_grants_are_coherent() {
     assert_eq!(with_memory(|e| e.modes = 0), Some(Constraint::NothingGranted));
     let nothing: Change = |e| (e.modes, e.types, e.perms, e.max_vms) = (0, 0, 0, 0);
     assert_eq!(with_memory(nothing), None);
+    let something: [Change; 3] = [
+        |e| (e.modes, e.types, e.perms, e.max_vms) = (0, 1, 0, 0),
+        |e| (e.modes, e.types, e.perms, e.max_vms) = (0, 0, 1, 0),
+        |e| (e.modes, e.types, e.perms, e.max_vms) = (0, 0, 0, 1),
+    ];
+    for change in something {
+        assert_eq!(with_memory(change), Some(Constraint::NothingGranted));
+    }
     assert_eq!(with_memory(|e| e.perms = 0), Some(Constraint::SomePermission));
     assert_eq!(with_memory(|e| e.perms = Perms::WRITE.raw()), Some(Constraint::ReadFirst));
     assert_eq!(with_memory(|e| e.max_vms = 0), Some(Constraint::Holders));
@@ -280,7 +288,16 @@ fn r41_a_reset_reads_a_listed_register_and_gives_no_more() {
     assert_eq!(with_memory(poll), None);
     assert_eq!(with_mmio(poll), None);
     assert_eq!(with_memory(|e| e.reset = 4), Some(Constraint::ResetKind));
-    assert_eq!(with_memory(|e| e.reset_addr = 8), Some(Constraint::ResetUnused));
+    let unused: [Change; 5] = [
+        |e| e.reset_addr = 8,
+        |e| e.reset_width = 4,
+        |e| e.reset_mask = 1,
+        |e| e.reset_value = 1,
+        |e| e.reset_bound = 1,
+    ];
+    for change in unused {
+        assert_eq!(with_memory(change), Some(Constraint::ResetUnused));
+    }
     let readback: Change = |e| {
         poll(e);
         e.reset = ResetKind::Readback.raw();

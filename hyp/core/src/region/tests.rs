@@ -1,4 +1,4 @@
-use super::fixture::{COHERENT_CPU, MEMORY, MMIO, RAM, memory, mmio, range, table};
+use super::fixture::{COHERENT_CPU, MEMORY, MMIO, RAM, manifest, memory, mmio, range, table};
 use super::*;
 
 fn vm(number: u64) -> VmId {
@@ -82,7 +82,7 @@ fn r03_the_host_gets_device_where_nothing_more_is_granted() {
 
 #[test]
 fn r04_the_host_gets_no_normal_nc_where_the_platform_forbids_it() {
-    let mut forbidden = fixture::manifest(&[mmio()]);
+    let mut forbidden = manifest(&[mmio()]);
     forbidden.platform = PlatformFlags::NORMAL_NC_FORBIDDEN;
     let table = RegionTable::new(&forbidden, &[], COHERENT_CPU.with(Capabilities::NORMAL_NC));
     assert_eq!(host_type(&table, MMIO.0), Ok(Stage2Type::Forced(MemType::Device)));
@@ -204,6 +204,13 @@ fn the_first_page_of_ram_is_looked_for_from_the_start_of_a_range_on() {
     ] {
         assert_eq!(table.first_ram(&range((start, pages))), found.map(Pfn), "{start:#x}");
     }
+}
+
+#[test]
+fn ram_behind_a_bank_that_just_ends_is_found() {
+    let banks = [range((0x100, 0x10)), range((0x118, 0x10))];
+    let table = RegionTable::new(&manifest(&[]), &banks, COHERENT_CPU);
+    assert_eq!(table.first_ram(&range((0x110, 0x10))), Some(Pfn(0x118)));
 }
 
 #[test]

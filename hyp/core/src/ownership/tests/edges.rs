@@ -1,5 +1,7 @@
 //! Ends of ranges, and what records say.
 
+use std::vec;
+
 use pfnguard_shared::trace::TraceKind;
 
 use super::*;
@@ -59,4 +61,25 @@ fn what_is_full_says_how_much_it_holds() {
         call(&hv, cpu, HostFunction::VmCreate, &[NORMAL, 1, PAGE + 512, 1]);
     assert_eq!(Status::from_register(status), Some(Status::NoMemory));
     assert_eq!((rule, requested, granted), (u64::from(Subject::Object.raw()) << 16, 17, 16));
+}
+
+/// Nobody watches a page being zeroed: what had been lent to the host is taken from it first.
+#[test]
+fn a_lent_page_leaves_the_host_before_it_is_zeroed_and_others_cost_nothing() {
+    for lent in [None, Some(0), Some(1)] {
+        let (hv, mut cpus) = fake::machine(Vec::new());
+        let cpu = &mut cpus[0];
+        vm(&hv, cpu, PROTECTED, 16);
+        ok(call(&hv, cpu, HostFunction::HostDonateGuest, &[0, PAGE, IPA, 2]));
+        if let Some(page) = lent {
+            assert_eq!(guest_call(&hv, cpu, 0, [MEM_SHARE, (IPA + page) << 12, 0]), 0);
+        }
+        ok(call(&hv, cpu, HostFunction::VmTeardown, &[0]));
+        take_log();
+        ok(call(&hv, cpu, HostFunction::HostReclaimGuest, &[0, PAGE, 2]));
+        let range = PfnRange::new(Pfn(PAGE), 2).unwrap();
+        let (unmap, zero) = (Op::HostUnmap { range }, Op::Zero { range });
+        let expected = if lent.is_some() { vec![unmap, zero] } else { vec![zero] };
+        assert_eq!(take_log(), expected, "{lent:?}");
+    }
 }
