@@ -53,6 +53,11 @@ impl fmt::Display for Unusable {
     }
 }
 
+/// What the manifest is compatible with: the first initial RAM disk.
+const MANIFEST: &str = "multiboot,ramdisk";
+/// What the host's kernel is compatible with.
+const KERNEL: &str = "multiboot,kernel";
+
 type Ranges = ArrayVec<PfnRange, MAX_BANKS>;
 type Taken = ArrayVec<PfnRange, { 2 * MAX_BANKS }>;
 
@@ -94,12 +99,12 @@ pub fn find(tree: Fdt<'_>, dtb: (PhysAddr, usize)) -> Result<Found, Unusable> {
     reservations(tree, &mut ram, &mut taken)?;
     let chosen = tree.find_node("/chosen").ok_or(Unusable::Missing("/chosen"))?;
     initial_ramdisk(&chosen, &mut taken)?;
-    for node in chosen.children().filter(|node| node.is_compatible("multiboot,module")) {
+    for node in chosen.children().filter(is_module) {
         let (start, bytes) = place(&node).ok_or(Unusable::Property("reg of a module"))?;
         push(&mut taken, pages_around(start.0, to_u64(bytes)), "modules")?;
     }
-    let manifest = module(&chosen, "multiboot,ramdisk", "manifest module", &ram)?;
-    let kernel = module(&chosen, "multiboot,kernel", "kernel module", &ram)?;
+    let manifest = module(&chosen, MANIFEST, "manifest module", &ram)?;
+    let kernel = module(&chosen, KERNEL, "kernel module", &ram)?;
     let facts = MachineFacts { ram, taken, uart: uart(tree), cpus: cpus(tree)?, manifest };
     Ok(Found { facts, kernel: kernel.0 })
 }
@@ -223,6 +228,12 @@ fn cpus<const N: usize>(tree: Fdt<'_>) -> Result<ArrayVec<u64, N>, Unusable> {
         found.try_push(mpidr).map_err(|_| Unusable::TooMany("CPUs"))?;
     }
     if found.is_empty() { Err(Unusable::Missing("CPUs")) } else { Ok(found) }
+}
+
+/// Whether a node below `/chosen` is something that the loader placed.
+fn is_module(node: &FdtNode<'_>) -> bool {
+    let kinds = ["multiboot,module", MANIFEST, KERNEL];
+    kinds.iter().any(|kind| node.is_compatible(kind))
 }
 
 /// Returns address and bytes of the module of `kind`, which will be read before anything could

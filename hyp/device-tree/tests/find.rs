@@ -169,6 +169,15 @@ fn memory_that_linux_would_not_use_is_no_ram() {
     assert_eq!(facts(&tree).unwrap().ram.as_slice(), [pages(0x4_0000, 0x1_0001)]);
 }
 
+/// Whatever else a module says of itself.
+#[test]
+fn manifest_and_kernel_are_taken_where_they_are_no_modules_in_general() {
+    let mut tree = usual();
+    set(&mut tree, "/chosen/module@48000000", "compatible", "multiboot,ramdisk");
+    set(&mut tree, "/chosen/module@49000000", "compatible", "multiboot,kernel");
+    assert_eq!(facts(&tree).unwrap().taken[1..], [pages(0x4_8000, 2), pages(0x4_9000, 8)]);
+}
+
 #[test]
 fn everything_that_the_loader_placed_is_taken() {
     let mut tree = usual();
