@@ -95,13 +95,14 @@ fn is_memory(tree: Fdt<'_>, pages: &PfnRange) -> bool {
 pub fn find(tree: Fdt<'_>, dtb: (PhysAddr, usize)) -> Result<Found, Unusable> {
     check_conduit(tree)?;
     let (mut ram, mut taken) = (ram(tree)?, Taken::new());
-    push(&mut taken, pages_around(dtb.0.0, to_u64(dtb.1)), "reservations")?;
+    push(&mut taken, reserved_pages(dtb.0.0, to_u64(dtb.1), "device tree")?, "reservations")?;
     reservations(tree, &mut ram, &mut taken)?;
     let chosen = tree.find_node("/chosen").ok_or(Unusable::Missing("/chosen"))?;
     initial_ramdisk(&chosen, &mut taken)?;
     for node in chosen.children().filter(is_module) {
         let (start, bytes) = place(&node).ok_or(Unusable::Property("reg of a module"))?;
-        push(&mut taken, pages_around(start.0, to_u64(bytes)), "modules")?;
+        let pages = reserved_pages(start.0, to_u64(bytes), "reg of a module")?;
+        push(&mut taken, pages, "modules")?;
     }
     let manifest = module(&chosen, MANIFEST, "manifest module", &ram)?;
     let kernel = module(&chosen, KERNEL, "kernel module", &ram)?;
@@ -192,7 +193,7 @@ fn reservations(tree: Fdt<'_>, ram: &mut Ranges, taken: &mut Taken) -> Result<()
     Ok(())
 }
 
-/// Returns the pages of a reserved area, `None` of an empty one. One that leaves the address space
+/// Returns the pages of an area that something else has, `None` of an empty one. One that leaves the address space
 /// is refused: to ignore it would be to use what lies at its start.
 fn reserved_pages(start: u64, size: u64, what: &'static str) -> Result<Option<PfnRange>, Unusable> {
     match pages_around(start, size) {
@@ -270,7 +271,8 @@ fn initial_ramdisk(chosen: &FdtNode<'_>, taken: &mut Taken) -> Result<(), Unusab
         (Some(start), Some(end)) => (start?, end?),
         (Some(_), None) | (None, Some(_)) => return Err(WRONG),
     };
-    push(taken, pages_around(start, end.checked_sub(start).ok_or(WRONG)?), "modules")
+    let size = end.checked_sub(start).ok_or(WRONG)?;
+    push(taken, reserved_pages(start, size, "linux,initrd-start or -end")?, "modules")
 }
 
 /// Reads one or two big-endian cells.

@@ -27,6 +27,7 @@ pub fn run(data: &[u8]) {
     check_taken(facts, tree, data.len());
     for start in [found.kernel, facts.manifest.0] {
         assert!(ram.contains(&start.pfn().0), "a module in {start}, which is no RAM");
+        assert!(facts.taken.iter().any(|range| range.contains(start.pfn())), "{start} is free");
     }
     let console = facts.uart.map(|uart| uart.pfn().0);
     assert!(console.is_none_or(|page| page != 0 && !ram.contains(&page)), "{console:x?}");
