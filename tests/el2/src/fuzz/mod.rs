@@ -82,9 +82,9 @@ pub fn run(machine: &Machine, order: &str) {
     let mut fuzz = Fuzz { kept: Kept::new(prey.start.0), left: calls };
     let set_up = fuzz.begin();
     *FUZZ.lock() = Some(fuzz);
-    let _ = smp::begin(|| work(1));
+    let begun = smp::begin(|| work(1));
     work(0);
-    let joined = if smp::required().is_ok() { smp::join() } else { Ok(()) };
+    let joined = begun.map_or(Ok(()), |()| smp::join());
     if let Some(fuzz) = FUZZ.lock().as_mut() {
         fuzz.end(&mut Random::new(seed));
     }
