@@ -8,7 +8,7 @@ use pfnguard_shared::{Rule, Status, Subject};
 use crate::addr::{Pfn, PfnRange};
 use crate::dispatch::Reply;
 use crate::error::{HcallError, RuleRefusal};
-use crate::hypervisor::{Cpu, Host, MAX_VCPUS, MAX_VMS, Unlocked};
+use crate::hypervisor::{Cpu, MAX_VCPUS, MAX_VMS, Unlocked};
 use crate::machine::{Features, GuestStage2, Machine, Vmid};
 use crate::ownership;
 use crate::pfnmap;
@@ -286,7 +286,7 @@ pub fn enable_mte<M: Machine>(door: &mut Unlocked<'_, M>, id: VmId) -> Result<Re
     Ok(Reply::NONE)
 }
 
-/// VM_TEARDOWN: ends the VM's life. Its translations go, then what it borrowed and bound; what it
+/// VM_TEARDOWN: ends the VM's life. What it borrowed and bound goes, after its translations; what it
 /// owns waits for HOST_RECLAIM_GUEST. Time is linear in what the VM has mapped of borrowed RAM.
 ///
 /// # Errors
@@ -305,26 +305,10 @@ pub fn teardown<M: Machine>(
         remaining => return Err(HcallError::VmBusy { remaining }),
     }
     guest.state = VmState::Dying;
-    end_translations(host, cpu, id, &mut guest, &features);
+    ownership::return_all_borrowed(host, cpu, &features, id, &mut guest);
+    guest.stage2.destroy();
     pfnmap::release_all(host, cpu, id, &mut guest);
     Ok(Reply::NONE)
-}
-
-/// Share counts are read off the translations, so they are dropped first; but the host lock is
-/// held until the translations are gone, so nobody can act on the counts in between (R40).
-fn end_translations<M: Machine>(
-    host: &mut Host<M>,
-    cpu: &mut Cpu<M>,
-    id: VmId,
-    guest: &mut Vm<M>,
-    features: &Features,
-) {
-    let limit = ownership::ipa_limit(features);
-    ownership::return_all_borrowed(host, id, guest, limit, &mut |page| {
-        ownership::hand_over(cpu, features, page);
-        ownership::record(cpu, id.raw(), &page, PageState::HostSharedGuest, PageState::HostOwned);
-    });
-    guest.stage2.destroy();
 }
 
 /// VM_FREE: gives one table page of a dying VM back to the host. Returns x1 the page, x2 how many

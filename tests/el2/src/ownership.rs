@@ -6,6 +6,7 @@ use pfnguard_shared::{Perms, Status, Subject};
 
 use crate::abort;
 use crate::frames;
+use crate::guest_code::Program;
 use crate::outcome::{Failure, Outcome, denied, ensure, equal, refused};
 use crate::suite::Test;
 use crate::vm::{self, DATA, RW, TestVm};
@@ -24,6 +25,7 @@ pub const TESTS: &[Test] = &[
     ("ownership:occupied-ipa-is-refused", occupied),
     ("ownership:vm-that-holds-pages-is-not-freed", free_too_early),
     ("ownership:refusals-carry-page-and-states", facts),
+    ("ownership:teardown-cleans-what-was-borrowed", borrowed_until_teardown),
 ];
 
 /// Pages that are not the host's, each for its own reason.
@@ -215,4 +217,24 @@ fn facts() -> Outcome {
     equal(facts.pfn.ok_or(Failure::Wrong("no page named"))?, page.0, "page")?;
     equal(facts.requested, u64::from(PageState::HostOwned.raw()), "state that is needed")?;
     equal(facts.granted, u64::from(PageState::HostSharedHyp.raw()), "state that was found")
+}
+
+/// What a guest may have in the caches is cleaned once it can cache no more. The oracle judges that
+/// where it sees the host get the page: a page that the host has not touched since it came back,
+/// between two that never did, so that its translation comes with no neighbour's.
+fn borrowed_until_teardown() -> Outcome {
+    let (vm, other) = (TestVm::open()?, TestVm::protected()?);
+    vm.load(Program::Increment, vm::ipa_address(DATA))?;
+    let pages = frames::take(3);
+    let [before, page, behind] = [0, 1, 2].map(|index| Pages::one(frames::nth(pages, index)));
+    Hyp::donate_guest(other.id, pages, DATA)?;
+    Hyp::vm_teardown(other.id)?;
+    Hyp::reclaim_guest(other.id, page)?;
+    Hyp::share_guest(vm.id, page, DATA, RW)?;
+    equal(vm.run_to_yield()?[0], 1, "value that the guest yields")?;
+    vm.destroy(&[])?;
+    equal(frames::read(frames::address(page.start)), 1, "what the guest stored")?;
+    Hyp::reclaim_guest(other.id, before)?;
+    Hyp::reclaim_guest(other.id, behind)?;
+    vm::free(other.id)
 }

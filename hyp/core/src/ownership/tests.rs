@@ -544,12 +544,18 @@ fn a_dying_vm_returns_what_it_borrows_run_by_run_and_no_other_vms() {
     ok(call(&hv, c, F::HostDonateGuest, &[a, PAGE + 16, IPA + 8, 2]));
     take_log();
     ok(call(&hv, c, F::VmTeardown, &[a]));
+    let unmap = |first, count| {
+        let ipa = IpaRange::new(IpaPfn(first), count).unwrap();
+        Op::GuestUnmap { vmid: VmId::from_raw(a).unwrap().vmid(), ipa }
+    };
     let clean = |range| Op::CleanInvalidate { range };
+    let forget = || Op::ForgetInstructions;
     let log = take_log();
-    let (first, second) = (clean(pages(PAGE, 8)), clean(pages(PAGE + 32, 8)));
-    let forget = Op::ForgetInstructions;
-    assert_eq!(log[..4], [first, forget.clone(), second, forget]);
-    assert!(matches!(log[4..], [Op::GuestDestroy { .. }]));
+    // Lines are cleaned once no translation can fill them any more.
+    let first = [unmap(IPA, 8), clean(pages(PAGE, 8)), forget()];
+    let second = [unmap(IPA + 600, 8), clean(pages(PAGE + 32, 8)), forget()];
+    assert_eq!((&log[..3], &log[3..6]), (&first[..], &second[..]));
+    assert!(matches!(log[6..], [Op::GuestDestroy { .. }]));
     assert_eq!(state(&hv, PAGE), FrameState::HostSharedGuest { count: 1 });
     assert_eq!(state(&hv, PAGE + 4), FrameState::HostOwned);
     assert_consistent(&hv);
