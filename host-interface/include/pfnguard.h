@@ -67,6 +67,8 @@ typedef uint64_t __u64;
 #define PFNGUARD_MIGRATION_MAGIC		0x5247494d474e4650ULL
 /* Migration descriptor version */
 #define PFNGUARD_MIGRATION_VERSION		1
+/* First eight bytes of struct pfnguard_image_header: PFNGUARD */
+#define PFNGUARD_IMAGE_MAGIC			0x44524155474e4650ULL
 /* Bytes in a page */
 #define PFNGUARD_PAGE_SIZE			4096
 /* Most pages that one RAM call accepts */
@@ -75,6 +77,8 @@ typedef uint64_t __u64;
 #define PFNGUARD_MAX_CHECK_ITEMS		64
 /* Offset of the first decision in the argument page, in bytes */
 #define PFNGUARD_CHECK_DECISIONS_OFFSET		2048
+/* Offset of struct pfnguard_image_header in the image, in bytes */
+#define PFNGUARD_IMAGE_HEADER_OFFSET		64
 /* Most entries in a manifest */
 #define PFNGUARD_MAX_ENTRIES			128
 /* Most DMA streams of an entry */
@@ -660,6 +664,26 @@ typedef uint64_t __u64;
 /* A system register access or instruction of EL1 was refused. a ESR, b ELR. */
 #define PFNGUARD_TRACE_TRAP			8
 
+/* LaunchStep: what an entry of the image is for */
+/* Compare this CPU with the one that prepared the launch. */
+#define PFNGUARD_LAUNCH_CHECK			1
+/* Take EL2 for good. */
+#define PFNGUARD_LAUNCH_COMMIT			2
+
+/* LaunchAnswer: what it answers */
+/* Done. */
+#define PFNGUARD_LAUNCHED_DONE			0
+/*
+ * The hypervisor needs more memory: x1 pages, the image's included. Nothing has
+ * changed.
+ */
+#define PFNGUARD_LAUNCHED_MORE_MEMORY		1
+/*
+ * No launch: x1 the physical address, x2 the bytes of a line of text that says
+ * why.
+ */
+#define PFNGUARD_LAUNCHED_REFUSED		2
+
 #if !defined(__ASSEMBLY__) && !defined(__ASSEMBLER__)
 
 /**
@@ -923,6 +947,50 @@ struct pfnguard_trace_record {
 	__u64 pfn;
 };
 
+/**
+ * struct pfnguard_image_header - What the module has to know of the image, at
+ * its byte 64.
+ * @magic: "PFNGUARD".
+ * @abi_major: ABI version, major half.
+ * @abi_minor: ABI version, minor half.
+ * @image_size: Bytes from the image's start that it needs at least, stacks
+ * included.
+ * @prepare: Offset of the entry that prepares a launch.
+ * @enter: Offset of the entry of each CPU.
+ */
+struct pfnguard_image_header {
+	__u64 magic;
+	__u32 abi_major;
+	__u32 abi_minor;
+	__u64 image_size;
+	__u64 prepare;
+	__u64 enter;
+};
+
+/**
+ * struct pfnguard_launch_info - The machine, as the kernel knows it; 8-byte
+ * aligned and cleaned to the point of coherency.
+ * @pages: Pages from the start of the image on that are the hypervisor's.
+ * @manifest: Physical address of the manifest.
+ * @manifest_size: Bytes of the manifest.
+ * @uart: Physical address of a PL011 that reports what is wrong at EL2, or 0.
+ * @cpus: CPUs in mpidr: all that there are, and all of them run.
+ * @banks: Ranges in ram.
+ * @mpidr: MPIDR_EL1 of each CPU.
+ * @ram: All RAM that the kernel uses: first page and number of pages of each
+ * range, ascending and disjoint.
+ */
+struct pfnguard_launch_info {
+	__u64 pages;
+	__u64 manifest;
+	__u64 manifest_size;
+	__u64 uart;
+	__u32 cpus;
+	__u32 banks;
+	__u64 mpidr[16];
+	__u64 ram[32];
+};
+
 #ifdef __cplusplus
 #define PFNGUARD_ASSERT static_assert
 #else
@@ -1148,6 +1216,38 @@ PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, c) == 48,
 		"offset of pfnguard_trace_record.c");
 PFNGUARD_ASSERT(offsetof(struct pfnguard_trace_record, pfn) == 56,
 		"offset of pfnguard_trace_record.pfn");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_image_header) == 40,
+		"size of pfnguard_image_header");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_image_header, magic) == 0,
+		"offset of pfnguard_image_header.magic");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_image_header, abi_major) == 8,
+		"offset of pfnguard_image_header.abi_major");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_image_header, abi_minor) == 12,
+		"offset of pfnguard_image_header.abi_minor");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_image_header, image_size) == 16,
+		"offset of pfnguard_image_header.image_size");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_image_header, prepare) == 24,
+		"offset of pfnguard_image_header.prepare");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_image_header, enter) == 32,
+		"offset of pfnguard_image_header.enter");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_launch_info) == 424,
+		"size of pfnguard_launch_info");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_launch_info, pages) == 0,
+		"offset of pfnguard_launch_info.pages");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_launch_info, manifest) == 8,
+		"offset of pfnguard_launch_info.manifest");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_launch_info, manifest_size) == 16,
+		"offset of pfnguard_launch_info.manifest_size");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_launch_info, uart) == 24,
+		"offset of pfnguard_launch_info.uart");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_launch_info, cpus) == 32,
+		"offset of pfnguard_launch_info.cpus");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_launch_info, banks) == 36,
+		"offset of pfnguard_launch_info.banks");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_launch_info, mpidr) == 40,
+		"offset of pfnguard_launch_info.mpidr");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_launch_info, ram) == 168,
+		"offset of pfnguard_launch_info.ram");
 #undef PFNGUARD_ASSERT
 
 #endif /* !assembly */

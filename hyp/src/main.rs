@@ -1,4 +1,5 @@
-//! The pfnguard payload: an arm64 Image that takes EL2, judges the manifest and starts the host.
+//! The pfnguard payload: an arm64 Image that takes EL2, judges the manifest and starts the host, or
+//! goes under a kernel that runs already.
 //!
 //! All unsafe code is in `pfnguard-arch`, all policy in `pfnguard-core`; this is the order in which
 //! they are called.
@@ -12,18 +13,21 @@ use core::panic::PanicInfo;
 
 use dtoolkit::fdt::Fdt;
 use log::{error, info};
+use pfnguard_arch::late::{Answer, LaunchInfo};
 use pfnguard_arch::launch::{Boot, Mapped};
 use pfnguard_arch::machine::Arm64;
 use pfnguard_arch::{console, fault, firmware};
 use pfnguard_core::Hypervisor;
 use pfnguard_core::addr::PhysAddr;
-use pfnguard_core::manifest::Manifest;
-use pfnguard_core::psci::HostEntry;
+use pfnguard_core::machine::MachineFacts;
+use pfnguard_core::manifest::{Manifest, ManifestError};
+use pfnguard_core::psci::{CpuState, HostEntry};
 use pfnguard_core::region::RegionTable;
 use pfnguard_device_tree::{self as device_tree, Found};
 use spin::Once;
 
 pfnguard_arch::entry!(payload_main);
+pfnguard_arch::late_entry!(prepare);
 
 /// The hypervisor: made once at launch, used by all CPUs.
 static HYPERVISOR: Once<Hypervisor<Arm64>> = Once::new();
@@ -53,19 +57,44 @@ fn find(boot: &Boot) -> Result<Found, ()> {
 
 /// Judges the manifest and starts the host.
 fn launch(mapped: Mapped, entry: HostEntry) -> ! {
-    let own = [mapped.hypervisor_memory()];
-    let manifest = Manifest::parse(mapped.manifest(), mapped.ram(), &own);
-    let pa_bits = mapped.platform().features.pa_bits;
-    let reachable = |manifest: &Manifest| manifest.check_reachable(pa_bits);
-    let manifest = match manifest.and_then(|manifest| reachable(&manifest).map(|()| manifest)) {
-        Ok(manifest) => manifest,
+    match judge(&mapped) {
+        Ok(regions) => mapped.start(&HYPERVISOR, regions, entry),
         // Before the host has run (R50): nothing has been given away.
         Err(why) => refuse(&format_args!("manifest: {why}")),
+    }
+}
+
+/// Prepares a launch under a running kernel, MMU off.
+fn prepare(boot: Boot, info: &LaunchInfo) -> Answer {
+    let facts = match MachineFacts::from_info(info, pfnguard_arch::layout::image().start()) {
+        Ok(facts) => facts,
+        Err(why) => return Answer::refused(&why),
     };
-    let capabilities = mapped.platform().features.capabilities;
-    let regions = RegionTable::new(&manifest, mapped.ram(), capabilities);
-    banner(&mapped, &regions);
-    mapped.start(&HYPERVISOR, regions, entry)
+    if let Some(uart) = facts.uart {
+        boot.add_uart(uart);
+    }
+    let mapped = match boot.map(facts) {
+        Ok(mapped) => mapped,
+        Err(why) => return Answer::failed(&why),
+    };
+    match judge(&mapped) {
+        Ok(regions) => {
+            mapped.prepare(&HYPERVISOR, regions, CpuState::On);
+            Answer::DONE
+        }
+        Err(why) => Answer::refused(&format_args!("manifest: {why}")),
+    }
+}
+
+/// Judges the manifest: before the host has run (R50), or under a kernel that is still trusted.
+fn judge(mapped: &Mapped) -> Result<RegionTable, ManifestError> {
+    let own = [mapped.hypervisor_memory()];
+    let features = mapped.platform().features;
+    let manifest = Manifest::parse(mapped.manifest(), mapped.ram(), &own)?;
+    manifest.check_reachable(features.pa_bits)?;
+    let regions = RegionTable::new(&manifest, mapped.ram(), features.capabilities);
+    banner(mapped, &regions);
+    Ok(regions)
 }
 
 fn banner(mapped: &Mapped, regions: &RegionTable) {

@@ -2,7 +2,7 @@
 //!
 //! This crate holds no policy. It says which calls exist ([`call`]), what they answer ([`status`],
 //! [`rule`]), how a PFNMAP request is written ([`request`]), what a manifest looks like in memory
-//! ([`manifest`]), and which records the trace ring carries ([`trace`]). The C header under
+//! ([`manifest`]), how a kernel module launches the hypervisor ([`launch`]), and which records the trace ring carries ([`trace`]). The C header under
 //! `host-interface/include` is generated from the same definitions.
 //!
 //! # Calling convention
@@ -32,6 +32,7 @@ pub mod call;
 #[cfg(all(test, not(miri)))]
 mod exhaustive;
 pub mod info;
+pub mod launch;
 pub mod manifest;
 pub mod migration;
 pub mod request;

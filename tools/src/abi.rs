@@ -1,6 +1,7 @@
 //! The whole ABI as data: what the C header and the layout tests are made from.
 
 use pfnguard_shared::info::{Capabilities, InfoSelector, RegionInfo, RegionState};
+use pfnguard_shared::launch::{self, ImageHeader, LaunchAnswer, LaunchInfo, LaunchStep};
 use pfnguard_shared::manifest::{
     self, BlockSizes, PlatformFlags, RegionClass, RegionFlags, ResetKind,
 };
@@ -116,6 +117,8 @@ pub const GROUPS: &[Group] = &[
     group!(RegionFlags, Bits, "ENTRY", "properties of a manifest entry"),
     group!(ResetKind, Numbers, "RESET", "reset contract of a region"),
     group!(TraceKind, Numbers, "TRACE", "kind of a trace record"),
+    group!(LaunchStep, Numbers, "LAUNCH", "what an entry of the image is for"),
+    group!(LaunchAnswer, Numbers, "LAUNCHED", "what it answers"),
 ];
 
 /// Describes one wire structure.
@@ -135,6 +138,8 @@ pub fn layouts() -> Vec<Layout> {
         layout::<MigrationItem>(),
         layout::<RingHeader>(),
         layout::<TraceRecord>(),
+        layout::<ImageHeader>(),
+        layout::<LaunchInfo>(),
     ]
 }
 
@@ -178,6 +183,11 @@ fn identity() -> Vec<Single> {
             Value::Decimal(migration::VERSION.into()),
             "Migration descriptor version",
         ),
+        single(
+            "IMAGE_MAGIC",
+            Value::Double(launch::IMAGE_MAGIC),
+            "First eight bytes of struct pfnguard_image_header: PFNGUARD",
+        ),
     ]
 }
 
@@ -193,6 +203,11 @@ fn limits() -> Vec<Single> {
             "CHECK_DECISIONS_OFFSET",
             count(request::CHECK_DECISIONS_OFFSET),
             "Offset of the first decision in the argument page, in bytes",
+        ),
+        single(
+            "IMAGE_HEADER_OFFSET",
+            count(launch::IMAGE_HEADER_OFFSET),
+            "Offset of struct pfnguard_image_header in the image, in bytes",
         ),
         single("MAX_ENTRIES", count(manifest::MAX_ENTRIES), "Most entries in a manifest"),
         single("MAX_STREAMS", count(manifest::MAX_STREAMS), "Most DMA streams of an entry"),

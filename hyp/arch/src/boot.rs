@@ -10,6 +10,8 @@ use core::mem::offset_of;
 
 use pfnguard_core::addr::PhysAddr;
 use pfnguard_core::hypervisor::MAX_CPUS;
+use pfnguard_shared::launch::{IMAGE_HEADER_OFFSET, IMAGE_MAGIC};
+use pfnguard_shared::{ABI_MAJOR, ABI_MINOR};
 
 use crate::cache::{CacheGeometry, DataCache};
 use crate::el2::SCTLR_MMU_OFF;
@@ -145,6 +147,13 @@ image_head:
     .quad   0
     .ascii  "ARM\x64"
     .long   0
+    // pfnguard_shared::launch::ImageHeader.
+    .quad   {magic}
+    .long   {abi_major}
+    .long   {abi_minor}
+    .quad   image_end - image_head
+    .quad   pfnguard_late_prepare - image_head
+    .quad   pfnguard_late_enter - image_head
 
 boot_cpu_entry:
     msr     daifset, #0xf
@@ -158,7 +167,21 @@ boot_cpu_entry:
     msr     sctlr_el2, x1
     isb
     mov     x19, x0
+    bl      pfnguard_set_up_image
+    msr     spsel, #1
+    adrp    x1, cpu0_stack_top
+    mov     sp, x1
+    mov     x29, xzr
+    mov     x30, xzr
+    mov     x0, x19
+    bl      {boot}
+park:
+    wfi
+    b       park
 
+// Makes the image that was loaded one that runs, MMU off. Uses x0 to x5.
+.global pfnguard_set_up_image
+pfnguard_set_up_image:
     // The loader may have left lines of the image in the caches. They must not be written back
     // over, or be read instead of, what is stored from here on past the caches.
     adrp    x0, image_start
@@ -198,17 +221,7 @@ boot_cpu_entry:
     ic      iallu
     dsb     sy
     isb
-
-    msr     spsel, #1
-    adrp    x1, cpu0_stack_top
-    mov     sp, x1
-    mov     x29, xzr
-    mov     x30, xzr
-    mov     x0, x19
-    bl      {boot}
-park:
-    wfi
-    b       park
+    ret
 .popsection
 
 .pushsection .text.secondary, "ax"
@@ -222,6 +235,22 @@ pfnguard_secondary_entry:
     msr     sctlr_el2, x1
     isb
     msr     spsel, #1
+    bl      pfnguard_find_record
+    cbz     x0, 1f
+    mov     sp, x5
+    mov     x29, xzr
+    mov     x30, xzr
+    bl      {secondary}
+    b       park
+    // A CPU that launch did not name: it cannot run here. PSCI CPU_OFF.
+1:  ldr     w0, =0x84000002
+    smc     #0
+    b       park
+
+// Switches this CPU's MMU on, with the tables of its record. Out: x0 its slot, or 0 where it has no
+// record, and x5 the top of its stack. Uses x1 to x4.
+.global pfnguard_find_record
+pfnguard_find_record:
     mrs     x1, mpidr_el1
     ldr     x2, ={affinity}
     and     x1, x1, x2
@@ -235,10 +264,8 @@ pfnguard_secondary_entry:
     add     x2, x2, #{record_size}
     subs    x3, x3, #1
     b.ne    1b
-    // A CPU that the device tree did not name: it cannot run here. PSCI CPU_OFF.
-    ldr     w0, =0x84000002
-    smc     #0
-    b       park
+    mov     x0, xzr
+    ret
 2:  ldp     x3, x4, [x2, #{mmu}]
     msr     mair_el2, x3
     msr     tcr_el2, x4
@@ -252,14 +279,13 @@ pfnguard_secondary_entry:
     isb
     msr     sctlr_el2, x4
     isb
-    mov     sp, x5
-    mov     x29, xzr
-    mov     x30, xzr
-    bl      {secondary}
-    b       park
+    ret
 .ltorg
 .popsection
 "#,
+    magic = const IMAGE_MAGIC,
+    abi_major = const ABI_MAJOR,
+    abi_minor = const ABI_MINOR,
     sctlr_off = const SCTLR_MMU_OFF.bits(),
     affinity = const MPIDR_AFFINITY,
     records = sym RECORDS,
@@ -272,6 +298,9 @@ pfnguard_secondary_entry:
     boot = sym boot_cpu,
     secondary = sym crate::secondary::secondary_cpu,
 );
+
+// Linux's header is as long as the offset of ours.
+static_assertions::const_assert_eq!(IMAGE_HEADER_OFFSET, 64);
 
 /// First Rust code of the boot CPU, MMU off.
 extern "C" fn boot_cpu(dtb: u64) -> ! {

@@ -223,7 +223,7 @@ fn guest_write_traps() -> HfgwtrEl2 {
 }
 
 #[cfg(target_arch = "aarch64")]
-pub use hardware::{counters, init_cpu};
+pub use hardware::{counters, init_cpu, scrub_el1};
 
 #[cfg(target_arch = "aarch64")]
 mod hardware {
@@ -289,7 +289,7 @@ mod hardware {
         }
     }
 
-    /// Sets this CPU's EL2 up for the host.
+    /// Sets this CPU's EL2 up for the host, and leaves EL1 as it is.
     ///
     /// # Safety
     ///
@@ -305,9 +305,8 @@ mod hardware {
         profiling(id);
         vectors_and_partitions(id);
         fine_grained_traps(id);
-        scrub_el1(id);
         crate::barrier::isb();
-        // What the loader's translations left under VMID 0.
+        // What was translated under VMID 0 without stage 2.
         crate::sysreg::tlbi_all_el1();
     }
 
@@ -382,7 +381,7 @@ mod hardware {
     }
 
     /// Leaves nothing of the loader's in EL1: out of reset for all that the host can tell.
-    fn scrub_el1(id: &IdRegisters) {
+    pub fn scrub_el1(id: &IdRegisters) {
         crate::world::scrub_el1(id.has_pauth());
         write!("cntkctl_el1", 0);
         write!("cntv_ctl_el0", 0);

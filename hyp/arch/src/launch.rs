@@ -12,7 +12,7 @@ use pfnguard_core::Hypervisor;
 use pfnguard_core::addr::{Pfn, PfnRange, PhysAddr};
 use pfnguard_core::hypervisor::{Cpu, Launch, MAX_CPUS};
 use pfnguard_core::machine::MachineFacts;
-use pfnguard_core::psci::{CpuTable, HostEntry};
+use pfnguard_core::psci::{CpuState, CpuTable, HostEntry};
 use pfnguard_core::region::RegionTable;
 use pfnguard_core::trace::{RING_RECORDS, TraceRing};
 use pfnguard_core::vcpu::CpuIndex;
@@ -51,7 +51,7 @@ impl Boot {
     ///
     /// Called once, by the entry.
     pub(crate) unsafe fn new(dtb: PhysAddr) -> Self {
-        // SAFETY: only the boot CPU runs.
+        // SAFETY: no other CPU runs the hypervisor yet.
         unsafe { crate::console::init() };
         Self { dtb }
     }
@@ -123,6 +123,8 @@ impl Boot {
         // SAFETY: pages behind the image, just taken and zeroed, identity-mapped as data.
         let tables = unsafe { El2Tables::new(config, table_pages, platform.tlb) };
         barrier::dsb_sy();
+        // Other CPUs may have fetched lines of it, speculatively, since it was cleaned.
+        clean_invalidate(page_pointer(plan.all()), byte_count(plan.all()));
         // SAFETY: the tables map the image and all memory taken to their own addresses.
         unsafe { enable_mmu(platform.mmu(&tables)) };
         crate::console::start_locking();
@@ -139,6 +141,11 @@ impl Boot {
 }
 
 static FACTS: Once<MachineFacts> = Once::new();
+
+/// Returns how many CPUs there are.
+pub(crate) fn cpu_count() -> usize {
+    FACTS.get().expect("found at launch: hypervisor bug").cpus.len()
+}
 
 /// The boot CPU with the MMU on and the manifest out of everybody's reach.
 pub struct Mapped {
@@ -172,21 +179,38 @@ impl Mapped {
         self.platform
     }
 
-    /// Makes the hypervisor in `place` and enters the host.
+    /// Makes the hypervisor in `place` and enters the host. The other CPUs are off.
     ///
     /// # Panics
     ///
     /// Where memory was planned wrong, or `place` is taken.
     pub fn start(
-        mut self,
+        self,
         place: &'static Once<Hypervisor<Arm64>>,
         regions: RegionTable,
         entry: HostEntry,
     ) -> ! {
+        self.prepare(place, regions, CpuState::Off);
+        // SAFETY: prepared, and the stack is done with.
+        unsafe { crate::secondary::start_host(entry) }
+    }
+
+    /// Makes the hypervisor in `place`: all that is left to do is each CPU's own. All of them but
+    /// this one are `others`.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::start`].
+    pub fn prepare(
+        mut self,
+        place: &'static Once<Hypervisor<Arm64>>,
+        regions: RegionTable,
+        others: CpuState,
+    ) {
         let trace = self.trace_ranges();
         let vmemmap = self.vmemmap(&trace);
         let host_stage2 = self.host_stage2();
-        let host_regs = host_stage2.regs();
+        crate::secondary::prepare(host_stage2.regs());
         let doors = self.cpus(&trace);
         let features = self.features(&regions);
         let Self { facts, tables, platform, .. } = self;
@@ -194,7 +218,7 @@ impl Mapped {
         let mmu = platform.mmu(&tables);
         let hypervisor = place.call_once(|| {
             let trace_pages = core::array::from_fn(|cpu| trace.get(cpu).copied());
-            let cpus = CpuTable::new(&facts.cpus);
+            let cpus = CpuTable::new(&facts.cpus, others);
             Hypervisor::new(Launch {
                 vmemmap,
                 regions,
@@ -207,13 +231,11 @@ impl Mapped {
         });
         for (percpu, cpu) in doors {
             let index = percpu.index().0;
-            // SAFETY: no other CPU runs, and this one has not used its door.
+            // SAFETY: no other CPU runs the hypervisor; this one has not used its door.
             unsafe { percpu.open(Door { hypervisor, cpu }) };
             // SAFETY: slot, stack and tables stay for good.
             unsafe { SecondaryBoot::new(percpu, mmu).publish(index) };
         }
-        // SAFETY: all doors are open, the stage 2 is in the static, the stack is done with.
-        unsafe { crate::secondary::start_host(entry, host_regs) }
     }
 
     /// Takes the trace rings, zeroed: at the end of the hypervisor's memory.
@@ -270,7 +292,7 @@ impl Mapped {
                 let index = CpuIndex(number);
                 let percpu = match stacks {
                     None => PerCpu::current(),
-                    // SAFETY: only the boot CPU runs; each slot and each stack is used once.
+                    // SAFETY: no other CPU runs the hypervisor; each slot and stack is used once.
                     Some(stacks) => unsafe { PerCpu::init(index, mpidr, stacks) },
                 };
                 // SAFETY: once for each CPU.

@@ -40,6 +40,8 @@ pub mod firmware;
 #[cfg(target_arch = "aarch64")]
 pub mod host;
 #[cfg(target_arch = "aarch64")]
+pub mod late;
+#[cfg(target_arch = "aarch64")]
 pub mod launch;
 #[cfg(target_arch = "aarch64")]
 pub mod layout;

@@ -142,8 +142,14 @@ pub(crate) fn load_key(percpu: &PerCpu, key: [u64; 2]) {
     unsafe { percpu.set_key(key) };
     write!("s3_0_c2_c1_0", key[0]);
     write!("s3_0_c2_c1_1", key[1]);
-    write!("sctlr_el2", read!("sctlr_el2") | SctlrEl2::ENIA.bits());
+    write!("sctlr_el2", signing(read!("sctlr_el2")));
     crate::barrier::isb();
+}
+
+/// Returns `SCTLR_EL2` of a CPU that signs return addresses.
+#[inline(always)]
+pub(crate) fn signing(sctlr: u64) -> u64 {
+    sctlr | SctlrEl2::ENIA.bits()
 }
 
 /// Enters the host at `pc` with `x0` and every other general register zero. The CPU's stack is

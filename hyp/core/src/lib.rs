@@ -26,6 +26,7 @@ pub mod host;
 pub mod hypervisor;
 #[cfg(any(test, feature = "fake"))]
 mod inspect;
+pub mod launch_info;
 mod lock;
 pub mod machine;
 pub mod manifest;

@@ -104,14 +104,13 @@ pub struct CpuTable {
 }
 
 impl CpuTable {
-    /// Makes the table from each CPU's `MPIDR_EL1`. The first one is the boot CPU and is on; the
-    /// others are off.
+    /// Makes the table from each CPU's `MPIDR_EL1`. The first one is the boot CPU and is on.
     ///
     /// # Panics
     /// Where there are more than [`MAX_CPUS`]: a launch bug.
-    pub fn new(mpidrs: &[u64]) -> Self {
+    pub fn new(mpidrs: &[u64], others: CpuState) -> Self {
         let known = |(index, mpidr): (usize, &u64)| {
-            let state = if index == 0 { CpuState::On } else { CpuState::Off };
+            let state = if index == 0 { CpuState::On } else { others };
             KnownCpu { mpidr: mpidr & AFFINITY, state }
         };
         Self { cpus: mpidrs.iter().enumerate().map(known).collect() }
@@ -268,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_cpu_is_started_once() {
-        let mut cpus = CpuTable::new(&[0x8000_0000, 0x8000_0001, 0x8000_0100]);
+        let mut cpus = CpuTable::new(&[0x8000_0000, 0x8000_0001, 0x8000_0100], CpuState::Off);
         assert_eq!(cpus.start(0, ENTRY), Err(PsciError::AlreadyOn));
         assert_eq!(cpus.start(0x100, ENTRY), Ok(CpuIndex(2)));
         assert_eq!(cpus.start(0x100, ENTRY), Err(PsciError::OnPending));

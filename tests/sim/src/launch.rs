@@ -10,7 +10,7 @@ use pfnguard_core::Hypervisor;
 use pfnguard_core::addr::{Pfn, PfnRange};
 use pfnguard_core::host::{AbortOutcome, HostAbort};
 use pfnguard_core::hypervisor::{Cpu, Launch, MAX_CPUS};
-use pfnguard_core::psci::CpuTable;
+use pfnguard_core::psci::{CpuState, CpuTable};
 use pfnguard_core::region::RegionTable;
 use pfnguard_core::trace::{RING_RECORDS, TraceRing};
 use pfnguard_core::vcpu::CpuIndex;
@@ -95,7 +95,7 @@ unsafe fn launch(board: &'static Board, memory: &Memory) -> (Hypervisor<Sim>, Ve
         el2_stage1,
         features: board.features,
         trace_pages,
-        cpus: CpuTable::new(&mpidrs),
+        cpus: CpuTable::new(&mpidrs, CpuState::Off),
     });
     (hypervisor, cpus)
 }

@@ -18,7 +18,7 @@ use crate::host::{AbortOutcome, HostAbort};
 use crate::hypervisor::{Cpu, Hypervisor, Launch, MAX_CPUS};
 use crate::machine::Features;
 use crate::manifest::{Entry, Manifest};
-use crate::psci::CpuTable;
+use crate::psci::{CpuState, CpuTable};
 use crate::region::RegionTable;
 use crate::trace::{RING_RECORDS, TraceRing};
 use crate::vcpu::CpuIndex;
@@ -95,7 +95,7 @@ impl Setup {
                 vmid_bits: 16,
             },
             trace_pages,
-            cpus: CpuTable::new(&mpidrs),
+            cpus: CpuTable::new(&mpidrs, CpuState::Off),
         });
         take_log();
         (hypervisor, cpus)
