@@ -4,6 +4,7 @@
 //! image, copies the manifest there and switches the MMU on; [`Mapped::start`] fills the memory and
 //! enters the host. What the device tree says is believed: the host is trusted until launch.
 
+use core::mem::ManuallyDrop;
 use core::sync::atomic::AtomicU64;
 
 use arrayvec::ArrayVec;
@@ -133,7 +134,7 @@ impl Boot {
             facts: FACTS.call_once(|| facts),
             plan,
             manifest,
-            tables,
+            tables: ManuallyDrop::new(tables),
             pool,
             blocks,
         })
@@ -153,7 +154,8 @@ pub struct Mapped {
     facts: &'static MachineFacts,
     plan: Plan,
     manifest: &'static [u8],
-    tables: El2Tables<HardwareTlb>,
+    /// In force: they stay, also where a launch is given up and EL2 is left by way of them.
+    tables: ManuallyDrop<El2Tables<HardwareTlb>>,
     pool: HypPool,
     blocks: ArrayVec<Stacks, MAX_CPUS>,
 }
@@ -223,7 +225,7 @@ impl Mapped {
                 vmemmap,
                 regions,
                 host_stage2,
-                el2_stage1: tables,
+                el2_stage1: ManuallyDrop::into_inner(tables),
                 features,
                 trace_pages,
                 cpus,
