@@ -1,6 +1,6 @@
 //! What a machine boots: the payload and the bare-metal host, built for aarch64 and made flat.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -191,10 +191,7 @@ pub fn build(progress: Progress) -> Result<Artifacts, ArtifactError> {
         return Ok(artifacts.clone());
     }
     let directory = workspace::output_dir();
-    fs::create_dir_all(&directory).map_err(file("create", &directory))?;
-    let lock_path = directory.join(".lock");
-    let lock = File::create(&lock_path).map_err(file("create", &lock_path))?;
-    lock.lock().map_err(file("lock", &lock_path))?;
+    let _lock = workspace::lock("images")?;
     let payload = PAYLOAD.build(progress)?;
     payload.check_header().map_err(|cause| ArtifactError::Image { path: PAYLOAD.elf(), cause })?;
     let host = HOST.build(progress)?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use miette::{IntoDiagnostic, WrapErr};
 
 use crate::artifacts::{self, ArtifactError};
 use crate::bench::{self, Bench, Keep, Profiler};
@@ -12,6 +13,7 @@ use crate::demo::Demo;
 use crate::fuzz::{Campaign, Sanitizer};
 use crate::fuzz_machine::RandomRun;
 use crate::header::{self, Action};
+use crate::linux::{self, Linux, Scenario};
 use crate::machine::{Clock, Cpu, Machine};
 use crate::oracle::{self, Maintenance, Oracle, Oversight, Symbols};
 use crate::progress::Progress;
@@ -40,7 +42,7 @@ enum Command {
     /// Installs what is missing (QEMU, Rust components), and nothing else.
     Setup,
     /// Builds the payload and the bare-metal host as images.
-    Build,
+    Build(BuildArgs),
     /// Counts what calls cost in instructions, beside Linux pKVM; fails if a target is missed.
     Bench(BenchArgs),
     /// Runs the bare-metal host's tests on one machine.
@@ -57,6 +59,10 @@ enum Command {
     Seeds(SeedsArgs),
     /// Generates the C header of the ABI.
     Header(HeaderArgs),
+    /// Launches the hypervisor under a stock Debian kernel and tries it.
+    Linux(LinuxArgs),
+    /// Fetches a stock Debian kernel's headers and builds pfnguard.ko for it.
+    Kmod,
     /// Makes a flat image of an ELF file.
     Image(ImageArgs),
     /// Compiles, derives, checks and shows manifests.
@@ -188,6 +194,32 @@ struct SeedsArgs {
 }
 
 #[derive(Debug, Args)]
+struct LinuxArgs {
+    /// CPU model.
+    #[arg(long, value_enum, default_value_t = Cpu::NeoverseN2)]
+    cpu: Cpu,
+    /// Number of CPUs.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=8))]
+    smp: u8,
+    /// What the machine is to show.
+    #[arg(long, value_enum, default_value_t = Scenario::Launch)]
+    scenario: Scenario,
+    /// Show the machine's log as it comes.
+    #[arg(long, short, action = ArgAction::SetTrue)]
+    verbose: bool,
+    /// Give up after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+}
+
+#[derive(Debug, Args)]
+struct BuildArgs {
+    /// Put the payload's image here.
+    #[arg(long, value_name = "FILE")]
+    payload: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 struct HeaderArgs {
     /// Change nothing; fail if the header is not up to date.
     #[arg(long)]
@@ -247,7 +279,7 @@ impl Cli {
                 println!("ready: {} {version}", setup::QEMU);
                 Ok(())
             }
-            Some(Command::Build) => build(progress),
+            Some(Command::Build(args)) => build(&args, progress),
             Some(Command::Bench(args)) => bench(args),
             Some(Command::TestMachine(args)) => test_machine(args),
             Some(Command::FuzzMachine(args)) => fuzz_machine(&args),
@@ -260,6 +292,12 @@ impl Cli {
             Some(Command::Seeds(args)) => plant(args),
             Some(Command::Header(args)) => {
                 header::run(if args.check { Action::Check } else { Action::Write })
+            }
+            Some(Command::Linux(args)) => run_linux(&args, progress),
+            Some(Command::Kmod) => {
+                let (_, module) = linux::build_module(progress)?;
+                println!("{}", module.display());
+                Ok(())
             }
             Some(Command::Image(args)) => Ok(image(&args)?),
             Some(Command::Manifest(command)) => manifest::run(command),
@@ -276,8 +314,24 @@ fn demo(args: DemoArgs) -> miette::Result<()> {
     outcome.check()
 }
 
-fn build(progress: Progress) -> miette::Result<()> {
+fn run_linux(args: &LinuxArgs, progress: Progress) -> miette::Result<()> {
+    let machine = Machine { cpu: args.cpu, cpus: args.smp, clock: Clock::Free };
+    let (scenario, timeout) = (args.scenario, Duration::from_secs(args.timeout));
+    let (echo, progress) = match args.verbose {
+        true => (Echo::Lines, Progress::Plain),
+        false => (Echo::Silent, progress),
+    };
+    let tally = Linux { machine, scenario, timeout, echo, progress }.run()?;
+    println!("{machine}: {tally}");
+    Ok(())
+}
+
+fn build(args: &BuildArgs, progress: Progress) -> miette::Result<()> {
     let artifacts = artifacts::build(progress)?;
+    if let Some(path) = &args.payload {
+        let failed = || format!("cannot write {}", path.display());
+        fs::copy(&artifacts.payload, path).into_diagnostic().wrap_err_with(failed)?;
+    }
     println!("{}\n{}", artifacts.payload.display(), artifacts.host.display());
     Ok(())
 }

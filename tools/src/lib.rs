@@ -12,6 +12,7 @@ pub mod fuzz;
 pub mod fuzz_machine;
 pub mod header;
 pub mod image;
+pub mod linux;
 pub mod machine;
 pub mod manifest;
 pub mod oracle;

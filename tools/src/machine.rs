@@ -126,6 +126,28 @@ pub struct Boot<'a> {
     pub ram: Option<&'a Path>,
 }
 
+/// Whether a machine has EL2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum El2 {
+    /// Software is entered there.
+    Present,
+    /// Software is entered at EL1.
+    Absent,
+}
+
+/// What a Linux machine boots.
+#[derive(Clone, Copy, Debug)]
+pub struct LinuxBoot<'a> {
+    /// The kernel's image.
+    pub image: &'a Path,
+    /// The initial file system.
+    pub initrd: &'a Path,
+    /// The kernel's command line.
+    pub parameters: &'a str,
+    /// The disk's contents.
+    pub disk: &'a Path,
+}
+
 impl Cpu {
     /// Returns QEMU's name of the model.
     pub const fn name(self) -> &'static str {
@@ -215,6 +237,23 @@ impl Machine {
             "-device",
             &format!("guest-loader,addr={MANIFEST_ADDRESS},initrd={manifest}"),
         ]);
+        command
+    }
+
+    /// Returns the command that boots Linux with a disk and a network of its own; without EL2 the
+    /// kernel is entered at EL1.
+    pub fn boot_linux(&self, boot: &LinuxBoot<'_>, el2: El2) -> Command {
+        let mut command = self.base(match el2 {
+            El2::Present => "",
+            El2::Absent => ",virtualization=off",
+        });
+        command.args(["-serial", "stdio"]).arg("-kernel").arg(boot.image);
+        command.arg("-initrd").arg(boot.initrd).args(["-append", boot.parameters]);
+        let disk = comma_safe(boot.disk);
+        command.args(["-drive", &format!("if=none,id=disk,format=raw,file={disk}")]);
+        command.args(["-device", "virtio-blk-pci,drive=disk,addr=5"]);
+        command.args(["-netdev", "user,id=net,restrict=on"]);
+        command.args(["-device", "virtio-net-pci,netdev=net,romfile=,addr=6"]);
         command
     }
 

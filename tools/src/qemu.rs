@@ -228,7 +228,7 @@ impl Job<'_> {
     }
 
     /// Derives the machine's manifest from its own device tree and the grants text.
-    fn manifest(&self) -> miette::Result<Vec<u8>> {
+    pub(crate) fn manifest(&self) -> miette::Result<Vec<u8>> {
         let dtb = self.device_tree()?;
         let path = workspace::root().join(GRANTS);
         let grants = fs::read_to_string(&path)

@@ -75,7 +75,7 @@ impl Suite {
 }
 
 /// Returns the tally, if no test failed and at least one passed.
-fn verdict(run: &Run) -> miette::Result<Tally> {
+pub(crate) fn verdict(run: &Run) -> miette::Result<Tally> {
     let mut skipped = Vec::new();
     let mut problems = run.problems();
     let tests = &run.transcript.tests;

@@ -59,6 +59,24 @@ pub(super) fn install(progress: Progress, problem: &str) -> Result<(), SetupErro
     super::run(progress, apt_get().args(plan.install_arguments()))
 }
 
+/// Installs packages of the release where this is Debian and we are root.
+///
+/// # Errors
+/// As [`install`].
+pub(super) fn install_packages(
+    progress: Progress,
+    problem: &str,
+    packages: &[&str],
+) -> Result<(), SetupError> {
+    let install = ["install", "--yes", "--no-install-recommends"];
+    if !is_root() || !crate::process::exists("apt-get") {
+        let line = format!("sudo apt-get {} {}", install.join(" "), packages.join(" "));
+        return Err(SetupError::Missing { what: problem.to_owned(), line });
+    }
+    super::run(progress, apt_get().arg("update"))?;
+    super::run(progress, apt_get().args(install).args(packages))
+}
+
 impl Plan {
     /// Decides from `/etc/os-release` and the texts of apt's sources; `None` if not on Debian.
     fn make(os_release: &str, sources: &[String]) -> Option<Self> {

@@ -19,6 +19,10 @@ pub const QEMU: &str = "qemu-system-aarch64";
 /// The oldest QEMU whose models have FWB and DIC and whose TCG faults on unaligned Device access.
 pub const MIN_QEMU: Version = Version { major: 10, minor: 0, patch: 2 };
 
+/// Programs that build kernel modules, each with Debian's package.
+const CROSS_TOOLS: &[(&str, &str)] =
+    &[("aarch64-linux-gnu-gcc-12", "gcc-12-aarch64-linux-gnu"), ("make", "make")];
+
 /// A QEMU version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
@@ -96,6 +100,23 @@ pub fn ensure(progress: Progress) -> Result<Version, SetupError> {
             line: format!("{QEMU} --version  # an older QEMU may come first in PATH"),
         }),
     }
+}
+
+/// Makes sure that modules for an arm64 kernel can be built: Debian builds its kernels with this
+/// compiler, and the headers name it.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_cross_compiler(progress: Progress) -> Result<(), SetupError> {
+    let missing: Vec<_> =
+        CROSS_TOOLS.iter().filter(|(program, _)| !crate::process::exists(program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+    let programs: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
+    let problem = format!("not installed: {}", programs.join(", "));
+    apt::install_packages(progress, &problem, &packages)
 }
 
 /// Returns the version of the QEMU in PATH, or `None` without one.

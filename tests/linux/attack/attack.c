@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: (MIT OR Apache-2.0)
+/*
+ * What a kernel that has been taken over tries: accesses to a page that is not
+ * its own, through its own alias of all RAM.
+ *
+ *   echo "read 0x7a200000" > /dev/attack
+ *
+ * Whoever writes dies of the abort; where the access goes through, the write
+ * does too.
+ */
+#include <linux/fs.h>
+#include <linux/io.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/uaccess.h>
+
+static ssize_t attack_write(struct file *file, const char __user *text,
+			    size_t size, loff_t *pos)
+{
+	char order[32] = "";
+	char what[8];
+	u64 address;
+	u64 *target;
+
+	if (size >= sizeof(order) || copy_from_user(order, text, size))
+		return -EFAULT;
+	if (sscanf(order, "%7s %llx", what, &address) != 2)
+		return -EINVAL;
+	target = phys_to_virt(address);
+	if (!strcmp(what, "write"))
+		WRITE_ONCE(*target, 0);
+	else if (!strcmp(what, "read"))
+		(void)READ_ONCE(*target);
+	else
+		return -EINVAL;
+	return size;
+}
+
+static const struct file_operations attack_fops = {
+	.owner = THIS_MODULE,
+	.write = attack_write,
+};
+
+static struct miscdevice attack_device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "attack",
+	.fops = &attack_fops,
+};
+module_misc_device(attack_device);
+
+MODULE_DESCRIPTION("Attacks on pages that the kernel has lost");
+MODULE_LICENSE("Dual MIT/GPL");

@@ -1,0 +1,247 @@
+//! Linux as the host: a stock Debian kernel under which the module launches the hypervisor.
+//!
+//! The machine is the one of the bare-metal tests, with a disk and a network. Its first program,
+//! `tests/linux/init`, tries what a scenario is about and prints `@` lines like the bare-metal host.
+
+mod initramfs;
+mod module;
+mod packages;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use miette::Diagnostic;
+use thiserror::Error;
+
+use crate::artifacts::{self, ArtifactError};
+use crate::machine::{El2, LinuxBoot, Machine};
+use crate::oracle::Oversight;
+use crate::progress::Progress;
+use crate::qemu::{Echo, Job, Run};
+use crate::suite::{Tally, verdict};
+use crate::uart::Transcript;
+use crate::{process, setup, workspace};
+
+use initramfs::Initramfs;
+pub use packages::Kernel;
+
+/// What the tools of the compiler begin with.
+const CROSS_COMPILE: &str = "aarch64-linux-gnu-";
+/// Modules of the stock kernel for the machine's disk and network, in the order to load them.
+const STOCK_MODULES: &[&str] = &[
+    "drivers/block/virtio_blk",
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/net/virtio_net",
+];
+/// Bytes of the machine's disk.
+const DISK: u64 = 16 << 20;
+
+/// Why there is no Linux to run.
+#[derive(Debug, Error, Diagnostic)]
+pub enum LinuxError {
+    /// A command failed.
+    #[error("`{command}` failed:\n{output}")]
+    Command {
+        /// The command.
+        command: String,
+        /// The end of what it said.
+        output: String,
+    },
+    /// The mirrors have no such kernel.
+    #[error("no packages of Linux {series} for arm64:\n{output}")]
+    #[diagnostic(help(
+        "the command was:  {command}\napt's sources must name a Debian mirror with its security suite"
+    ))]
+    NoKernel {
+        /// The series.
+        series: &'static str,
+        /// The command that lists them.
+        command: String,
+        /// What it said.
+        output: String,
+    },
+    /// The compiler made no module.
+    #[error("no module was made in {0}")]
+    NoModule(PathBuf),
+    /// The archive could not be made.
+    #[error("the initial file system cannot be made: {0}")]
+    Archive(#[from] io::Error),
+    /// A file.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    File(#[from] ArtifactError),
+}
+
+/// What the machine is to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// Refusals, then a launch; hotplug, load, disk and network under the hypervisor; an attack.
+    Launch,
+    /// No launch: the kernel itself runs at EL2.
+    Vhe,
+    /// No launch: KVM owns EL2.
+    Kvm,
+    /// No launch: the machine has no EL2.
+    NoEl2,
+    /// No launch: the kernel drives the GIC's ITS.
+    Its,
+}
+
+impl Scenario {
+    /// Returns its name, for people and for the machine.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Launch => "launch",
+            Self::Vhe => "vhe",
+            Self::Kvm => "kvm",
+            Self::NoEl2 => "no-el2",
+            Self::Its => "its",
+        }
+    }
+
+    const fn el2(self) -> El2 {
+        match self {
+            Self::NoEl2 => El2::Absent,
+            Self::Launch | Self::Vhe | Self::Kvm | Self::Its => El2::Present,
+        }
+    }
+
+    /// Returns what the kernel is told: what is not needed on a CPU does no harm there.
+    const fn parameters(self) -> &'static str {
+        match self {
+            Self::Launch | Self::NoEl2 => {
+                "kvm-arm.mode=none id_aa64mmfr1.vh=0 irqchip.gicv3_nolpi=1"
+            }
+            Self::Vhe => "kvm-arm.mode=none irqchip.gicv3_nolpi=1",
+            Self::Kvm => "kvm-arm.mode=protected id_aa64mmfr1.vh=0 irqchip.gicv3_nolpi=1",
+            Self::Its => "kvm-arm.mode=none id_aa64mmfr1.vh=0",
+        }
+    }
+}
+
+/// A run of Linux.
+#[derive(Clone, Copy, Debug)]
+pub struct Linux {
+    /// The machine.
+    pub machine: Machine,
+    /// What it is to show.
+    pub scenario: Scenario,
+    /// When to give up.
+    pub timeout: Duration,
+    /// Whether to show the UART.
+    pub echo: Echo,
+    /// How to show progress.
+    pub progress: Progress,
+}
+
+/// Fetches the kernel and builds the hypervisor's module for it. Returns the kernel and the module.
+///
+/// # Errors
+/// Set-up, a build, [`LinuxError`].
+pub fn build_module(progress: Progress) -> miette::Result<(Kernel, PathBuf)> {
+    setup::ensure_cross_compiler(progress)?;
+    let payload = artifacts::build(progress)?.payload;
+    let _lock = workspace::lock("linux").map_err(LinuxError::from)?;
+    let kernel = Kernel::fetch(progress)?;
+    let header = crate::header::path();
+    let files = [("payload.img", payload.as_path()), ("../include/pfnguard.h", header.as_path())];
+    let module = module::build(&kernel, "host-interface/kmod", &files, progress)?;
+    Ok((kernel, module))
+}
+
+impl Linux {
+    /// Sets up, builds and runs.
+    ///
+    /// # Errors
+    /// As [`build_module`]; the machine did not start; a test failed or the run broke off: then with
+    /// the failing tests and the end of the machine's log.
+    pub fn run(&self) -> miette::Result<Tally> {
+        setup::ensure(self.progress)?;
+        let (kernel, module) = build_module(self.progress)?;
+        let attack = {
+            let _lock = workspace::lock("linux").map_err(LinuxError::from)?;
+            module::build(&kernel, "tests/linux/attack", &[], self.progress)?
+        };
+        let run = self.boot(&kernel, &module, &attack)?;
+        verdict(&run)
+    }
+
+    fn boot(&self, kernel: &Kernel, module: &Path, attack: &Path) -> miette::Result<Run> {
+        let scenario = self.scenario.name();
+        let name = format!("linux-{scenario}");
+        let (bootargs, timeout) = (name.as_str(), self.timeout);
+        let (machine, echo, progress) = (self.machine, self.echo, self.progress);
+        let job = Job { machine, bootargs, ram: None, timeout, echo, progress };
+        let manifest = job.manifest()?;
+        let directory = workspace::output_dir().join(machine.to_string());
+        let initrd = directory.join(format!("{name}.cpio"));
+        let archive = self.archive(kernel, module, attack, &manifest)?;
+        artifacts::put(&initrd, &archive).map_err(LinuxError::from)?;
+        let disk = Disk::create(directory.join(format!("{name}.{}.disk", workspace::unique())))?;
+        let parameters = self.scenario.parameters();
+        // What the kernel does not know becomes a variable of its first program.
+        let parameters = format!("console=ttyAMA0 panic=-1 {parameters} scenario={scenario}");
+        let image = kernel.image();
+        let boot =
+            LinuxBoot { image: &image, initrd: &initrd, parameters: &parameters, disk: &disk.0 };
+        let mut command = machine.boot_linux(&boot, self.scenario.el2());
+        let mut step = progress.step(&format!("run {name} on {machine}"));
+        let (log, ending) = job.listen(&mut command, |line| step.note(line))?;
+        let kept = directory.join(format!("{name}.log"));
+        artifacts::put(&kept, (log.join("\n") + "\n").as_bytes()).map_err(LinuxError::from)?;
+        let transcript = Transcript::read(&log);
+        let (command, oversight) = (process::show(&command), Oversight::Off);
+        let run = Run { log, kept, transcript, ending, command, manifest, oversight };
+        if run.problems().is_empty() {
+            step.done("");
+        }
+        Ok(run)
+    }
+
+    fn archive(
+        &self,
+        kernel: &Kernel,
+        module: &Path,
+        attack: &Path,
+        manifest: &[u8],
+    ) -> Result<Vec<u8>, LinuxError> {
+        let mut archive = Initramfs::new();
+        for directory in
+            ["bin", "proc", "sys", "tmp", "modules", "lib", "lib/firmware", "lib/firmware/pfnguard"]
+        {
+            archive.directory(directory);
+        }
+        archive.copy("bin/busybox", &kernel.busybox())?;
+        archive.copy("init", &workspace::root().join("tests/linux/init"))?;
+        archive.copy("pfnguard.ko", module)?;
+        archive.copy("attack.ko", attack)?;
+        for (index, stock) in STOCK_MODULES.iter().enumerate() {
+            let name = stock.rsplit('/').next().unwrap_or(stock);
+            archive.copy(&format!("modules/{index}-{name}.ko.xz"), &kernel.module(stock))?;
+        }
+        archive.file("lib/firmware/pfnguard/manifest.bin", manifest.to_vec());
+        Ok(archive.bytes()?)
+    }
+}
+
+/// A disk, deleted when it is let go of.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn create(path: PathBuf) -> Result<Self, LinuxError> {
+        let file = fs::File::create(&path).map_err(artifacts::file("create", &path))?;
+        file.set_len(DISK).map_err(artifacts::file("extend", &path))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Another run makes its own.
+        let _ = fs::remove_file(&self.0);
+    }
+}

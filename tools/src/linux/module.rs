@@ -1,0 +1,54 @@
+//! Kernel modules, built out of the kernel's tree and out of this one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::packages::{self, Kernel};
+use super::{CROSS_COMPILE, LinuxError};
+use crate::progress::Progress;
+use crate::{artifacts, workspace};
+
+/// Builds the module in the directory `source` under the workspace, with other `files` at the places that they are to have beside its own.
+/// Returns the module.
+///
+/// # Errors
+/// [`LinuxError`]: a file, or what the compiler said.
+pub fn build(
+    kernel: &Kernel,
+    source: &str,
+    files: &[(&str, &Path)],
+    progress: Progress,
+) -> Result<PathBuf, LinuxError> {
+    let name = source.rsplit('/').next().unwrap_or(source);
+    let directory = workspace::output_dir().join("modules").join(&kernel.version).join(name);
+    let from = workspace::root().join(source);
+    let entries = fs::read_dir(&from).map_err(artifacts::file("read", &from))?;
+    for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()) {
+        copy(&path, &directory.join(path.file_name().unwrap_or_default()))?;
+    }
+    for (name, path) in files {
+        copy(path, &directory.join(name))?;
+    }
+    let mut step = progress.step(&format!("build the module {name} for {}", kernel.version));
+    let mut make = Command::new("make");
+    make.arg("-C").arg(kernel.build_dir()?).arg(format!("M={}", directory.display()));
+    make.args(["ARCH=arm64", &format!("CROSS_COMPILE={CROSS_COMPILE}"), "W=1", "KCFLAGS=-Werror"]);
+    // Type information would need the kernel's own, which is in no package.
+    make.args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]);
+    packages::run(&mut make, &mut step)?;
+    step.done("");
+    let modules = fs::read_dir(&directory).map_err(artifacts::file("read", &directory))?;
+    let mut modules = modules.flatten().map(|entry| entry.path());
+    let found = modules.find(|path| path.extension().is_some_and(|extension| extension == "ko"));
+    found.ok_or(LinuxError::NoModule(directory))
+}
+
+/// Copies what has changed: make looks at the time.
+fn copy(from: &Path, to: &Path) -> Result<(), LinuxError> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).map_err(artifacts::file("create", parent))?;
+    }
+    let bytes = fs::read(from).map_err(artifacts::file("read", from))?;
+    Ok(artifacts::put(to, &bytes)?)
+}
