@@ -140,6 +140,17 @@ pub struct Test {
     pub outcome: Outcome,
 }
 
+/// What a job of a Linux machine took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// The job.
+    pub job: String,
+    /// Who is at EL2: `nobody`, `pfnguard`, `kvm`.
+    pub under: String,
+    /// Hundredths of a second of the machine's clock.
+    pub ticks: u64,
+}
+
 /// The host's last line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
@@ -162,6 +173,8 @@ pub enum Line {
     Caps(Capabilities),
     /// `@test`.
     Test(Test),
+    /// `@cost`.
+    Cost(Cost),
     /// `@end`.
     End(End),
     /// `@fuzz`: a step of a random run, for [`crate::fuzz_machine`] to read.
@@ -183,6 +196,8 @@ pub struct Transcript {
     pub capabilities: Option<Capabilities>,
     /// Tests, in the order run.
     pub tests: Vec<Test>,
+    /// What jobs took, in the order measured.
+    pub costs: Vec<Cost>,
     /// Steps of a random run, in the order made.
     pub fuzz: Vec<String>,
     /// The last line; `None` means that the run broke off.
@@ -222,6 +237,7 @@ impl Transcript {
             Line::Decision(decision) => self.decisions.push(*decision),
             Line::Caps(capabilities) => self.capabilities = Some(capabilities),
             Line::Test(test) => self.keep_test(test),
+            Line::Cost(cost) => self.costs.push(cost),
             Line::Fuzz(step) => self.fuzz.push(step),
             Line::End(end) => self.end = Some(end),
             Line::Complaint(what) => self.problems.push(format!("the host complains: {what}")),
@@ -252,6 +268,7 @@ pub fn parse(line: &str) -> Result<Line, LineError> {
             let verb = words.next().unwrap_or_default();
             Fields::read(words)?.test(verb).map(Line::Test)
         }
+        "cost" => Fields::read(words)?.cost().map(Line::Cost),
         "end" => Fields::read(words)?.end().map(Line::End),
         "fuzz" => Ok(Line::Fuzz(words.collect::<Vec<_>>().join(" "))),
         "mismatch" | "demo" | "unknown" => Ok(Line::Complaint(words.collect::<Vec<_>>().join(" "))),
@@ -362,6 +379,11 @@ impl<'a> Fields<'a> {
         Ok(Test { name: self.text("name")?.to_owned(), outcome })
     }
 
+    fn cost(&self) -> Result<Cost, LineError> {
+        let (job, under) = (self.text("job")?.to_owned(), self.text("under")?.to_owned());
+        Ok(Cost { job, under, ticks: self.number("ticks")? })
+    }
+
     fn end(&self) -> Result<End, LineError> {
         Ok(End { passed: self.number("passed")?, failed: self.number("failed")? })
     }
@@ -441,6 +463,13 @@ mod tests {
             parse("@bar bdf=00:02.0 bar=0 base=0x10100000 size=0x100000 kind=mem32 prefetch=0");
         let Ok(Line::Bar(bar)) = bar else { panic!("not a BAR") };
         assert_eq!((bar.base, bar.size, bar.kind), (0x1010_0000, 0x10_0000, BarKind::Mem32));
+    }
+
+    #[test]
+    fn costs_are_read() {
+        let line = parse("@cost job=forks under=nobody ticks=0024");
+        let cost = Cost { job: "forks".into(), under: "nobody".into(), ticks: 24 };
+        assert_eq!(line, Ok(Line::Cost(cost)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! The machine is the one of the bare-metal tests, with a disk and a network. Its first program,
 //! `tests/linux/init`, tries what a scenario is about and prints `@` lines like the bare-metal host.
 
+pub mod cost;
 mod initramfs;
 mod module;
 mod packages;
@@ -89,6 +90,10 @@ pub enum Scenario {
     NoEl2,
     /// No launch: the kernel drives the GIC's ITS.
     Its,
+    /// What jobs cost, before and after a launch.
+    Cost,
+    /// What they cost with KVM's protected hypervisor at EL2 instead.
+    CostKvm,
 }
 
 impl Scenario {
@@ -100,24 +105,30 @@ impl Scenario {
             Self::Kvm => "kvm",
             Self::NoEl2 => "no-el2",
             Self::Its => "its",
+            Self::Cost => "cost",
+            Self::CostKvm => "cost-kvm",
         }
     }
 
     const fn el2(self) -> El2 {
         match self {
             Self::NoEl2 => El2::Absent,
-            Self::Launch | Self::Vhe | Self::Kvm | Self::Its => El2::Present,
+            Self::Launch | Self::Vhe | Self::Kvm | Self::Its | Self::Cost | Self::CostKvm => {
+                El2::Present
+            }
         }
     }
 
     /// Returns what the kernel is told: what is not needed on a CPU does no harm there.
     const fn parameters(self) -> &'static str {
         match self {
-            Self::Launch | Self::NoEl2 => {
+            Self::Launch | Self::NoEl2 | Self::Cost => {
                 "kvm-arm.mode=none id_aa64mmfr1.vh=0 irqchip.gicv3_nolpi=1"
             }
             Self::Vhe => "kvm-arm.mode=none irqchip.gicv3_nolpi=1",
-            Self::Kvm => "kvm-arm.mode=protected id_aa64mmfr1.vh=0 irqchip.gicv3_nolpi=1",
+            Self::Kvm | Self::CostKvm => {
+                "kvm-arm.mode=protected id_aa64mmfr1.vh=0 irqchip.gicv3_nolpi=1"
+            }
             Self::Its => "kvm-arm.mode=none id_aa64mmfr1.vh=0",
         }
     }
@@ -160,14 +171,17 @@ impl Linux {
     /// As [`build_module`]; the machine did not start; a test failed or the run broke off: then with
     /// the failing tests and the end of the machine's log.
     pub fn run(&self) -> miette::Result<Tally> {
+        verdict(&self.listen()?)
+    }
+
+    fn listen(&self) -> miette::Result<Run> {
         setup::ensure(self.progress)?;
         let (kernel, module) = build_module(self.progress)?;
         let attack = {
             let _lock = workspace::lock("linux").map_err(LinuxError::from)?;
             module::build(&kernel, "tests/linux/attack", &[], self.progress)?
         };
-        let run = self.boot(&kernel, &module, &attack)?;
-        verdict(&run)
+        self.boot(&kernel, &module, &attack)
     }
 
     fn boot(&self, kernel: &Kernel, module: &Path, attack: &Path) -> miette::Result<Run> {
