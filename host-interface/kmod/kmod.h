@@ -27,6 +27,7 @@ int __init pfnguard_list_ram(struct pfnguard_launch_info *info);
 int __init pfnguard_take_memory(const struct pfnguard_launch_info *info,
 				unsigned long pages,
 				struct pfnguard_memory *memory);
+void __init pfnguard_keep_memory(const struct pfnguard_memory *memory);
 void __init pfnguard_free_memory(struct pfnguard_memory *memory);
 
 /* launch.c */

@@ -10,6 +10,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/acpi.h>
 #include <linux/arm-smccc.h>
 #include <linux/cpumask.h>
 #include <linux/io.h>
@@ -89,17 +90,17 @@ static void __init explain(const struct answer *answer)
 }
 
 /*
- * Whether firmware is called by SMC. Under a hypervisor it is HVC, and there is
- * no stub; SMCCC itself knows its conduit from version 1.1 on only.
+ * Whether firmware starts CPUs, and is called by SMC. Under a hypervisor it is
+ * HVC, and there is no stub. Without PSCI a CPU may wait for the host elsewhere.
  */
-static bool __init firmware_is_at_el3(void)
+static bool __init has_psci_by_smc(void)
 {
 	struct device_node *psci = of_find_node_by_path("/psci");
 	const char *method;
-	bool smc = true;
+	bool smc;
 
-	if (psci && !of_property_read_string(psci, "method", &method))
-		smc = !strcmp(method, "smc");
+	smc = psci && !of_property_read_string(psci, "method", &method) &&
+	      !strcmp(method, "smc");
 	of_node_put(psci);
 	return smc && arm_smccc_1_1_get_conduit() != SMCCC_CONDUIT_HVC;
 }
@@ -130,7 +131,11 @@ static int __init check_kernel(void)
 		pr_err("the kernel itself runs at EL2: boot with kvm-arm.mode=none id_aa64mmfr1.vh=0\n");
 		return -ENODEV;
 	}
-	if (!firmware_is_at_el3() ||
+	if (!acpi_disabled) {
+		pr_err("this machine is described by ACPI, which this module cannot read: boot with acpi=off\n");
+		return -ENODEV;
+	}
+	if (!has_psci_by_smc() ||
 	    !(read_cpuid(ID_AA64PFR0_EL1) & ID_AA64PFR0_EL1_EL2_MASK)) {
 		pr_err("no EL2 under this kernel: boot it at EL2, with PSCI by SMC (QEMU: -M virt,virtualization=on)\n");
 		return -ENODEV;
@@ -178,15 +183,36 @@ static int __init list_cpus(struct pfnguard_launch_info *info)
 	return 0;
 }
 
-/* Puts the payload's image into the memory that was taken. */
-static int __init place_image(struct launch *launch)
+static const struct pfnguard_image_header *__init image_header(void)
 {
+	return (const void *)pfnguard_payload + PFNGUARD_IMAGE_HEADER_OFFSET;
+}
+
+/* Checks that the image is one, and of this module's version. */
+static int __init check_image(void)
+{
+	const struct pfnguard_image_header *header = image_header();
 	size_t bytes = pfnguard_payload_end - pfnguard_payload;
-	const struct pfnguard_image_header *header;
+
+	if (bytes < PFNGUARD_IMAGE_HEADER_OFFSET + sizeof(*header) ||
+	    header->magic != PFNGUARD_IMAGE_MAGIC ||
+	    header->abi_major != PFNGUARD_ABI_MAJOR ||
+	    header->abi_minor != PFNGUARD_ABI_MINOR ||
+	    header->image_size < bytes) {
+		pr_err("the module was built with another version's payload: build it again\n");
+		return -ENOEXEC;
+	}
+	return 0;
+}
+
+/* Puts the payload's image into the memory that was taken. */
+static void __init place_image(struct launch *launch)
+{
+	const struct pfnguard_image_header *header = image_header();
+	size_t bytes = pfnguard_payload_end - pfnguard_payload;
 	void *target = pfn_to_kaddr(launch->memory.pfn);
 	phys_addr_t base = PFN_PHYS(launch->memory.pfn);
 
-	header = (const void *)pfnguard_payload + PFNGUARD_IMAGE_HEADER_OFFSET;
 	memcpy(target, pfnguard_payload, bytes);
 	memset(target + bytes, 0, (launch->memory.pages << PAGE_SHIFT) - bytes);
 	clean_to_memory(target, launch->memory.pages << PAGE_SHIFT);
@@ -197,7 +223,6 @@ static int __init place_image(struct launch *launch)
 	launch->enter = base + header->enter;
 	launch->info->pages = launch->memory.pages;
 	clean_to_memory(launch->info, sizeof(*launch->info));
-	return 0;
 }
 
 static struct answer __init run_prepare(struct launch *launch)
@@ -214,11 +239,8 @@ static struct answer __init run_prepare(struct launch *launch)
 /* Gives the hypervisor memory until it has enough, and lets it get ready. */
 static int __init prepare(struct launch *launch)
 {
-	const struct pfnguard_image_header *header;
-	unsigned long pages;
+	unsigned long pages = PFN_UP(image_header()->image_size);
 
-	header = (const void *)pfnguard_payload + PFNGUARD_IMAGE_HEADER_OFFSET;
-	pages = PFN_UP(header->image_size);
 	for (;;) {
 		struct answer answer;
 		int ret = pfnguard_take_memory(launch->info, pages,
@@ -230,11 +252,12 @@ static int __init prepare(struct launch *launch)
 		answer = run_prepare(launch);
 		if (answer.code == PFNGUARD_LAUNCHED_DONE)
 			return 0;
-		if (answer.code != PFNGUARD_LAUNCHED_MORE_MEMORY ||
-		    answer.first <= pages) {
+		if (answer.code != PFNGUARD_LAUNCHED_MORE_MEMORY) {
 			explain(&answer);
 			return -EINVAL;
 		}
+		if (WARN_ON(answer.first <= pages))
+			return -EINVAL;
 		pfnguard_free_memory(&launch->memory);
 		pages = answer.first;
 	}
@@ -289,6 +312,7 @@ static int __init launch_with(struct launch *launch)
 		pfnguard_free_memory(&launch->memory);
 		return ret;
 	}
+	pfnguard_keep_memory(&launch->memory);
 	pr_info("EL2 taken on %u CPUs, memory %#llx..%#llx\n",
 		launch->info->cpus, PFN_PHYS(launch->memory.pfn),
 		PFN_PHYS(launch->memory.pfn + launch->memory.pages));
@@ -303,16 +327,18 @@ static int __init launch_with(struct launch *launch)
  *
  * Says in one line what is wrong, and changes nothing then.
  *
- * Return: 0; -ENODEV where EL2 cannot be had, -EALREADY and -EBUSY where
- * somebody has it, -EBUSY and -EAGAIN where a CPU is offline, -EINVAL where the
- * hypervisor refuses, -ENOMEM, -E2BIG.
+ * Return: 0; -ENODEV where EL2 cannot be had or a CPU differs from another,
+ * -EALREADY and -EBUSY where somebody has it, -EBUSY and -EAGAIN where a CPU is
+ * offline, -EINVAL where the hypervisor refuses, -ENOEXEC, -ENOMEM, -E2BIG.
  */
 int __init pfnguard_launch(const void *manifest, size_t size, phys_addr_t uart)
 {
 	struct launch launch = { .tickets = ATOMIC_INIT(0) };
 	void *copy;
-	int ret = check_kernel();
+	int ret = check_image();
 
+	if (!ret)
+		ret = check_kernel();
 	if (ret)
 		return ret;
 	/* What EL2 reads with its MMU off has no alias and one address. */

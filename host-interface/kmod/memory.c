@@ -15,6 +15,11 @@
 
 #include "kmod.h"
 
+/*
+ * Pages below the hypervisor's that nobody uses: the kernel reads up to seven
+ * bytes past the end of a string (load_unaligned_zeropad()).
+ */
+#define GUARD		1UL
 #define MAX_BANKS	(ARRAY_SIZE(((struct pfnguard_launch_info *)0)->ram) / 2)
 
 static int __init add_bank(struct resource *res, void *arg)
@@ -84,8 +89,8 @@ static int __init take_from(unsigned long start, unsigned long end,
 		if (may_be_freed(pfn, pages) &&
 		    !alloc_contig_range(pfn, pfn + pages, MIGRATE_MOVABLE,
 					GFP_KERNEL | __GFP_NOWARN)) {
-			memory->pfn = pfn;
-			memory->pages = pages;
+			memory->pfn = pfn + GUARD;
+			memory->pages = pages - GUARD;
 			return 0;
 		}
 		if (pfn < pageblock_nr_pages)
@@ -112,13 +117,28 @@ int __init pfnguard_take_memory(const struct pfnguard_launch_info *info,
 	while (ret == -ENOMEM && bank--) {
 		unsigned long start = info->ram[2 * bank];
 
-		ret = take_from(start, start + info->ram[2 * bank + 1], pages,
-				memory);
+		ret = take_from(start, start + info->ram[2 * bank + 1],
+				pages + GUARD, memory);
 	}
 	if (ret == -ENOMEM)
 		pr_err("no %lu KiB of contiguous memory: load the module earlier, or add memory\n",
 		       pages << (PAGE_SHIFT - 10));
 	return ret;
+}
+
+/**
+ * pfnguard_keep_memory() - tell the kernel that it has lost pages
+ * @memory: the hypervisor's from now on
+ *
+ * Whoever reads all of memory (/proc/kcore, a hibernation image) leaves out what
+ * is marked as offline.
+ */
+void __init pfnguard_keep_memory(const struct pfnguard_memory *memory)
+{
+	unsigned long i;
+
+	for (i = 0; i < memory->pages; i++)
+		__SetPageOffline(pfn_to_page(memory->pfn + i));
 }
 
 /**
@@ -128,6 +148,6 @@ int __init pfnguard_take_memory(const struct pfnguard_launch_info *info,
 void __init pfnguard_free_memory(struct pfnguard_memory *memory)
 {
 	if (memory->pages)
-		free_contig_range(memory->pfn, memory->pages);
+		free_contig_range(memory->pfn - GUARD, memory->pages + GUARD);
 	memory->pages = 0;
 }

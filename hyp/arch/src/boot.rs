@@ -120,11 +120,21 @@ pub unsafe fn enable_mmu(mmu: Mmu) {
             "isb",
             "msr sctlr_el2, {sctlr}",
             "isb",
+            // What lies on the stack was written past the caches, and may have been fetched by
+            // other CPUs before: such lines are clean, and wrong.
+            "mov {line}, sp",
+            "2: dc civac, {line}",
+            "add {line}, {line}, #16",
+            "cmp {line}, {top}",
+            "b.lo 2b",
+            "dsb sy",
+            line = out(reg) _,
+            top = in(reg) crate::layout::Stacks::boot_cpu().main.end,
             mair = in(reg) mmu.mair,
             tcr = in(reg) mmu.tcr,
             ttbr0 = in(reg) mmu.ttbr0,
             sctlr = in(reg) mmu.sctlr,
-            options(nostack, preserves_flags),
+            options(nostack),
         );
     };
 }

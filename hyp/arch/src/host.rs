@@ -48,7 +48,7 @@ fn door() -> &'static mut Door {
 unsafe fn follow(door: *mut Option<Door>) -> &'static mut Door {
     // SAFETY: exceptions are masked at EL2, so each handler of this CPU runs alone and borrows once.
     let door = unsafe { &mut *door };
-    // SAFETY: the host runs only after `secondary::go`, which borrowed the open door.
+    // SAFETY: the host runs only after `secondary::set_up`, which was lent the open door.
     unsafe { door.as_mut().unwrap_unchecked() }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A kernel module enters here through the kernel's hyp-stub, which jumps to where it is told with
 //! the MMU off and `ELR_EL2`, `SPSR_EL2` as its `HVC` left them. Until the commit each entry puts
-//! back what it changed at EL2 and returns there, so a refused launch has changed nothing. EL1 is
-//! never touched: its registers, `x18` to `x30` and its key for pointer authentication included,
+//! back what the stub and the kernel rely on at EL2, the vectors and the MMU's being off, and returns
+//! there. EL1 is never touched: its registers, `x18` to `x30` and its key for pointer authentication included,
 //! are the running kernel's.
 
 use core::arch::global_asm;
@@ -55,11 +55,10 @@ impl Answer {
     /// There is no launch for this reason, which may be one that more memory mends.
     pub fn failed(why: &LaunchError) -> Self {
         match why {
-            LaunchError::NoRoom { needed, taken: Some(_) } => {
+            LaunchError::NoRoom { needed, .. } => {
                 Self::new(LaunchAnswer::MoreMemory, needed.pages(), 0)
             }
-            LaunchError::NoRoom { .. }
-            | LaunchError::NoDeviceTree(_)
+            LaunchError::NoDeviceTree(_)
             | LaunchError::UnknownBootCpu(_)
             | LaunchError::RamTooHigh { .. }
             | LaunchError::UartTooHigh(_)
@@ -69,7 +68,7 @@ impl Answer {
 }
 
 /// First Rust code of the entry that prepares a launch, MMU off.
-extern "C" fn prepare(info: PhysAddr, answer: &mut Answer) {
+extern "C" fn prepare(info: u64, answer: &mut Answer) {
     unsafe extern "Rust" {
         fn pfnguard_late_main(boot: Boot, info: &LaunchInfo) -> Answer;
     }
@@ -78,7 +77,7 @@ extern "C" fn prepare(info: PhysAddr, answer: &mut Answer) {
     // SAFETY: the only call since the image was set up.
     let boot = unsafe { Boot::new(PhysAddr(0)) };
     let info = core::ptr::with_exposed_provenance::<LaunchInfo>(
-        usize::try_from(info.0).expect("addresses have 64 bits"),
+        usize::try_from(info).expect("addresses have 64 bits"),
     );
     // SAFETY: the module's, aligned and cleaned, and unchanged until this entry returns.
     let info = unsafe { &*info };
@@ -93,7 +92,7 @@ extern "C" fn enter(percpu: &'static PerCpu, step: u32, answer: &mut Answer) {
     *answer = match LaunchStep::from_raw(step) {
         Some(LaunchStep::Check) => check(),
         Some(LaunchStep::Commit) => commit(percpu),
-        None => Answer::refused(&"no such step of a launch"),
+        None => Answer::refused(&"no such step"),
     };
 }
 

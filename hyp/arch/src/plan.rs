@@ -28,7 +28,7 @@ const MANIFEST_MAX: usize = size_of::<Header>() + MAX_ENTRIES * size_of::<Entry>
 pub enum LaunchError {
     /// No device tree where `x0` points.
     NoDeviceTree(PhysAddr),
-    /// The boot CPU is not among the device tree's CPUs.
+    /// The boot CPU is not among the CPUs.
     UnknownBootCpu(u64),
     /// RAM that the page tables cannot address, and the first page that they cannot.
     RamTooHigh {
@@ -55,7 +55,7 @@ impl fmt::Display for LaunchError {
         match self {
             Self::NoDeviceTree(addr) => write!(f, "no device tree at {addr}"),
             Self::UnknownBootCpu(mpidr) => {
-                write!(f, "boot CPU {mpidr:#x} is not in the device tree")
+                write!(f, "boot CPU {mpidr:#x} is not among the CPUs")
             }
             Self::RamTooHigh { bank, limit } => write!(
                 f,

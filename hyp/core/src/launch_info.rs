@@ -27,6 +27,8 @@ pub enum InfoError {
     },
     /// The image does not lie in RAM.
     NotRam(Pfn),
+    /// The console's registers do not begin a page, or are RAM.
+    Uart(PhysAddr),
 }
 
 impl fmt::Display for InfoError {
@@ -35,12 +37,10 @@ impl fmt::Display for InfoError {
             Self::Cpus(cpus) => write!(f, "{cpus} CPUs: at most {MAX_CPUS}"),
             Self::Banks(banks) => write!(f, "{banks} ranges of RAM: at most {MAX_BANKS}"),
             Self::Range { start, pages } => {
-                write!(
-                    f,
-                    "{pages:#x} pages of RAM at page {start:#x}: not sorted, or no such memory"
-                )
+                write!(f, "{pages:#x} pages of RAM at page {start:#x}: not sorted")
             }
             Self::NotRam(pfn) => write!(f, "the image at page {pfn} is not in RAM"),
+            Self::Uart(base) => write!(f, "no console can be at {base}"),
         }
     }
 }
@@ -59,14 +59,14 @@ impl MachineFacts {
         let behind = bank.end().0.checked_sub(past);
         Ok(Self {
             taken: behind.and_then(|pages| PfnRange::new(Pfn(past), pages)).into_iter().collect(),
-            ram,
-            uart: Some(PhysAddr(info.uart)).filter(|uart| uart.0 != 0),
+            uart: uart(info.uart, &ram)?,
             cpus: cpus.iter().copied().collect(),
             // A size that no address space holds is refused as too long.
             manifest: (
                 PhysAddr(info.manifest),
                 usize::try_from(info.manifest_size).unwrap_or(usize::MAX),
             ),
+            ram,
         })
     }
 }
@@ -75,6 +75,17 @@ impl MachineFacts {
 fn listed(all: &[u64], count: u32) -> Option<&[u64]> {
     let count = usize::try_from(count).ok()?;
     all.get(..count).filter(|listed| !listed.is_empty())
+}
+
+/// Returns where the console is, if there is one: not where EL2 would write over somebody's memory.
+fn uart(base: u64, ram: &[PfnRange]) -> Result<Option<PhysAddr>, InfoError> {
+    let base = PhysAddr(base);
+    let is_ram = ram.iter().any(|bank| bank.contains(base.pfn()));
+    match base.0 {
+        0 => Ok(None),
+        _ if base.offset() != 0 || is_ram => Err(InfoError::Uart(base)),
+        _ => Ok(Some(base)),
+    }
 }
 
 fn ram(info: &LaunchInfo) -> Result<ArrayVec<PfnRange, MAX_BANKS>, InfoError> {
@@ -88,7 +99,10 @@ fn ram(info: &LaunchInfo) -> Result<ArrayVec<PfnRange, MAX_BANKS>, InfoError> {
             // Also the last byte has an address.
             sorted && range.end().base().is_some()
         });
-        ram.push(range.ok_or(InfoError::Range { start, pages })?);
+        let range = range.ok_or(InfoError::Range { start, pages })?;
+        // Page 0 stays the host's for good: an address of 0 is none to the hypervisor.
+        let range = if start == 0 { PfnRange::new(Pfn(1), pages - 1) } else { Some(range) };
+        ram.extend(range);
     }
     Ok(ram)
 }
@@ -131,6 +145,25 @@ mod tests {
         let facts = MachineFacts::from_info(&info(&[(0x4_0000, 0x1100)]), Pfn(0x4_1000)).unwrap();
         assert!(facts.taken.is_empty());
         assert_eq!(facts.uart, None);
+    }
+
+    #[test]
+    fn page_0_is_the_hosts_for_good() {
+        let range = |start, pages| PfnRange::new(Pfn(start), pages).unwrap();
+        for (first, left) in [(0x100, Some(range(1, 0xff))), (1, None)] {
+            let info = info(&[(0, first), (0x4_0000, 0x8000)]);
+            let facts = MachineFacts::from_info(&info, Pfn(0x4_1000)).unwrap();
+            let expected: Vec<_> = left.into_iter().chain([range(0x4_0000, 0x8000)]).collect();
+            assert_eq!(facts.ram[..], expected);
+        }
+    }
+
+    #[test]
+    fn a_console_is_a_page_of_registers() {
+        for (uart, why) in [(0x900_0004, "inside a page"), (0x4000_0000, "RAM")] {
+            let info = LaunchInfo { uart, ..info(&[(0x4_0000, 0x8000)]) };
+            assert_eq!(refused(&info), InfoError::Uart(PhysAddr(uart)), "{why}");
+        }
     }
 
     #[test]

@@ -94,9 +94,14 @@ fn decide_sized(id: u32, [x1, x2, x3]: [u64; 3]) -> SmcAction {
 
 const NOT_SUPPORTED: SmcAction = SmcAction::Answer(u64::MAX);
 
-/// The id is in `w0`: the upper half of the register means nothing.
+/// The id is in `w0`: the upper half of the register means nothing, nor does what a fast call says
+/// of SVE state (SMCCC 1.3, 2.5): a kernel that was launched under has asked the firmware for the
+/// version, and may give the hint.
 fn function_id(x0: u64) -> u32 {
-    u32::try_from(x0 & u64::from(u32::MAX)).unwrap_or(u32::MAX)
+    const FAST: u32 = 1 << 31;
+    const SVE_HINT: u32 = 1 << 16;
+    let id = u32::try_from(x0 & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+    if id & FAST == 0 { id } else { id & !SVE_HINT }
 }
 
 /// Arguments of a 32-bit function are 32 bits wide.
@@ -106,7 +111,7 @@ fn sized(id: u32, regs: &[u64; 8]) -> [u64; 3] {
 }
 
 /// Standby goes to the firmware. A power-down state would bring the CPU back through an entry of
-/// the host's choice; it is denied, and the host falls back to standby. The state type is bit 16
+/// the host's choice; it is denied. The state type is bit 16
 /// in the original format and bit 30 in the extended one: either counts.
 fn suspend(power_state: u64) -> SmcAction {
     const POWER_DOWN: u64 = 1 << 16 | 1 << 30;

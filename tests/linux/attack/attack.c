@@ -4,10 +4,15 @@
  * its own, through its own alias of all RAM.
  *
  *   echo "read 0x7a200000" > /dev/attack
+ *   echo "hvc 0" > /dev/attack
  *
  * Whoever writes dies of the abort; where the access goes through, the write
- * does too.
+ * does too. Calls of the kernel's hyp-stub are made as they are, and answered
+ * in the log.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/arm-smccc.h>
 #include <linux/fs.h>
 #include <linux/io.h>
 #include <linux/miscdevice.h>
@@ -20,12 +25,19 @@ static ssize_t attack_write(struct file *file, const char __user *text,
 	char order[32] = "";
 	char what[8];
 	u64 address;
+	struct arm_smccc_res res;
 	u64 *target;
 
 	if (size >= sizeof(order) || copy_from_user(order, text, size))
 		return -EFAULT;
 	if (sscanf(order, "%7s %llx", what, &address) != 2)
 		return -EINVAL;
+	if (!strcmp(what, "hvc")) {
+		/* Vectors and entry of an attacker, if there were a stub. */
+		arm_smccc_1_1_hvc(address, 0x40000000, 0x40000000, &res);
+		pr_info("hvc %llu answers %#lx\n", address, res.a0);
+		return size;
+	}
 	target = phys_to_virt(address);
 	if (!strcmp(what, "write"))
 		WRITE_ONCE(*target, 0);

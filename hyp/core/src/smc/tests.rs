@@ -150,3 +150,15 @@ fn a_guest_has_no_firmware_but_can_power_off() {
     assert!(is_firmware_call(CPU_ON_64) && is_firmware_call(0x8000_0000));
     assert!(!is_firmware_call(0x8600_ff01) && !is_firmware_call(0));
 }
+
+/// SMCCC 1.3, 2.5: bit 16 of a fast call says that there is no SVE state to keep.
+#[test]
+fn a_hint_on_sve_state_changes_no_call() {
+    const HINT: u64 = 1 << 16;
+    for id in [psci::VERSION, psci::CPU_OFF, psci::SYSTEM_OFF, function::SMCCC_VERSION] {
+        let plain = decide(&[u64::from(id), 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(decide(&[u64::from(id) | HINT, 0, 0, 0, 0, 0, 0, 0]), plain, "{id:#x}");
+    }
+    // In a yielding call the bit is part of the number.
+    assert_eq!(decide(&[HINT, 0, 0, 0, 0, 0, 0, 0]), NOT_SUPPORTED);
+}
