@@ -269,6 +269,7 @@ static void __init check_cpu(struct launch *launch)
 	unsigned int ticket = atomic_inc_return(&launch->tickets) - 1;
 	struct answer answer;
 
+	/* Sees what the CPU before found: pairs with its release below. */
 	while (smp_load_acquire(&launch->turn) != ticket)
 		cpu_relax();
 	answer = run_at_el2(launch->enter, PFNGUARD_LAUNCH_CHECK);
@@ -276,6 +277,7 @@ static void __init check_cpu(struct launch *launch)
 		explain(&answer);
 		launch->refused = true;
 	}
+	/* What this CPU found is there before the next one looks. */
 	smp_store_release(&launch->turn, ticket + 1);
 }
 
@@ -288,6 +290,7 @@ static int __init take_el2(void *data)
 	if (num_online_cpus() != launch->info->cpus)
 		return -EAGAIN;
 	check_cpu(launch);
+	/* All verdicts are in: pairs with each CPU's release. */
 	while (smp_load_acquire(&launch->turn) != launch->info->cpus)
 		cpu_relax();
 	if (launch->refused)

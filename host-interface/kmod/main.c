@@ -9,7 +9,9 @@
 #include <linux/device.h>
 #include <linux/firmware.h>
 #include <linux/module.h>
+#include <linux/notifier.h>
 #include <linux/platform_device.h>
+#include <linux/suspend.h>
 
 #include "kmod.h"
 
@@ -20,6 +22,23 @@ MODULE_PARM_DESC(manifest, "Platform-safety manifest, a file of the firmware dir
 static ulong uart;
 module_param(uart, ulong, 0444);
 MODULE_PARM_DESC(uart, "Physical address of a PL011 that hears what goes wrong at EL2 (0: none)");
+
+/*
+ * An image of memory would lack what is the hypervisor's, and a kernel that is
+ * restored from it would run without.
+ */
+static int refuse_hibernation(struct notifier_block *block, unsigned long event,
+			      void *unused)
+{
+	if (event != PM_HIBERNATION_PREPARE && event != PM_RESTORE_PREPARE)
+		return NOTIFY_DONE;
+	pr_err("no hibernation: the hypervisor's memory cannot be saved\n");
+	return notifier_from_errno(-EPERM);
+}
+
+static struct notifier_block pm_notifier = {
+	.notifier_call = refuse_hibernation,
+};
 
 static int __init pfnguard_init(void)
 {
@@ -37,7 +56,13 @@ static int __init pfnguard_init(void)
 		       manifest, ret);
 		goto out;
 	}
-	ret = pfnguard_launch(file->data, file->size, uart);
+	/* Before the launch, which nothing that fails may follow. */
+	ret = register_pm_notifier(&pm_notifier);
+	if (!ret) {
+		ret = pfnguard_launch(file->data, file->size, uart);
+		if (ret)
+			unregister_pm_notifier(&pm_notifier);
+	}
 	release_firmware(file);
 out:
 	if (ret)

@@ -90,6 +90,8 @@ pub enum Scenario {
     NoEl2,
     /// No launch: the kernel drives the GIC's ITS.
     Its,
+    /// Ten minutes of load, disk and hotplug under the hypervisor; it needs a longer --timeout.
+    Stress,
     /// What jobs cost, before and after a launch.
     Cost,
     /// What they cost with KVM's protected hypervisor at EL2 instead.
@@ -105,6 +107,7 @@ impl Scenario {
             Self::Kvm => "kvm",
             Self::NoEl2 => "no-el2",
             Self::Its => "its",
+            Self::Stress => "stress",
             Self::Cost => "cost",
             Self::CostKvm => "cost-kvm",
         }
@@ -113,16 +116,20 @@ impl Scenario {
     const fn el2(self) -> El2 {
         match self {
             Self::NoEl2 => El2::Absent,
-            Self::Launch | Self::Vhe | Self::Kvm | Self::Its | Self::Cost | Self::CostKvm => {
-                El2::Present
-            }
+            Self::Launch
+            | Self::Vhe
+            | Self::Kvm
+            | Self::Its
+            | Self::Stress
+            | Self::Cost
+            | Self::CostKvm => El2::Present,
         }
     }
 
     /// Returns what the kernel is told: what is not needed on a CPU does no harm there.
     const fn parameters(self) -> &'static str {
         match self {
-            Self::Launch | Self::NoEl2 | Self::Cost => {
+            Self::Launch | Self::NoEl2 | Self::Stress | Self::Cost => {
                 "kvm-arm.mode=none id_aa64mmfr1.vh=0 irqchip.gicv3_nolpi=1"
             }
             Self::Vhe => "kvm-arm.mode=none irqchip.gicv3_nolpi=1",
