@@ -137,7 +137,8 @@ impl Apt {
 
     /// Returns the newest version of the series that headers exist for.
     fn newest(&self) -> Result<String, LinuxError> {
-        let pattern = format!("^linux-headers-{}\\.[0-9.]+\\+deb[0-9]+-arm64$", regex(SERIES));
+        let pattern =
+            format!("^linux-headers-{}\\.[0-9.]+\\+(deb|bpo)[0-9]*-arm64$", regex(SERIES));
         let mut command = self.command("apt-cache");
         command.args(["search", "--names-only", &pattern]);
         let (_, lines) = process::watch(&mut command, |_| ());
