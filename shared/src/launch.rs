@@ -12,7 +12,8 @@
 //! | [`ImageHeader::enter`] | [`LaunchStep::Commit`] | all at once | takes EL2 for good |
 //!
 //! Out: `x0` a [`LaunchAnswer`], `x1` and `x2` what it documents. Until the commit, the stub's vectors
-//! are put back and the MMU is off again: after a refusal the module frees the memory and the kernel runs on. The commit is
+//! are put back and the MMU is off again: after a refusal the module frees the memory and the kernel
+//! runs on. The commit is
 //! never refused; it returns once all CPUs are there.
 
 /// First bytes of [`ImageHeader`]: "PFNGUARD", little-endian.

@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_hangs_is_stopped() {
-        let (log, ending) = listen("echo a; exec sleep 600", Duration::from_millis(300));
+        let (log, ending) = listen("echo a; exec tail -f /dev/null", Duration::from_millis(300));
         assert_eq!(log, ["a"]);
         assert!(ending.problem().is_some_and(|problem| problem.contains("did not end")));
     }

@@ -3,8 +3,8 @@
 //! A kernel module enters here through the kernel's hyp-stub, which jumps to where it is told with
 //! the MMU off and `ELR_EL2`, `SPSR_EL2` as its `HVC` left them. Until the commit each entry puts
 //! back what the stub and the kernel rely on at EL2, the vectors and the MMU's being off, and returns
-//! there. EL1 is never touched: its registers, `x18` to `x30` and its key for pointer authentication included,
-//! are the running kernel's.
+//! there. EL1 is never touched: its registers, `x18` to `x30` and its key for pointer authentication
+//! included, are the running kernel's.
 
 use core::arch::global_asm;
 use core::fmt::Display;

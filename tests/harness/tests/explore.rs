@@ -4,7 +4,8 @@
 //!
 //! One page, one place and one type a call; guests that share and unshare. It begins where two VMs
 //! exist, one of them protected, and goes so many calls deep, or on until nothing new is reached: with
-//! one page and both regions, and with all pages and no region. All of it together are tens of millions of states.
+//! one page and both regions, and with all pages and no region. One page alone has 7,081 states, so all
+//! of it together should have about 8.6 million: hours, and not yet done.
 //! Registers of guests are no part of a state here: no decision about memory depends on them.
 
 use std::collections::{HashSet, VecDeque};
@@ -260,7 +261,7 @@ fn every_state_of_three_pages_without_regions_is_as_specified() {
 }
 
 #[test]
-#[ignore = "days: cargo test --release -p pfnguard-harness --test explore -- --ignored every_state_that --nocapture"]
+#[ignore = "hours: cargo test --release -p pfnguard-harness --test explore -- --ignored every_state_that --nocapture"]
 fn every_state_that_can_be_reached_is_as_specified() {
     let (states, calls) = explore(ALL, usize::MAX);
     println!("{states} states, {calls} calls: nothing else can be reached");

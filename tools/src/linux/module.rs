@@ -9,8 +9,8 @@ use super::{CROSS_COMPILE, LinuxError};
 use crate::progress::Progress;
 use crate::{artifacts, workspace};
 
-/// Builds the module in the directory `source` under the workspace, with other `files` at the places that they are to have beside its own.
-/// Returns the module.
+/// Builds the module in the directory `source` under the workspace, with other `files` at the places
+/// that they are to have beside its own. Returns the module.
 ///
 /// # Errors
 /// [`LinuxError`]: a file, or what the compiler said.
