@@ -80,7 +80,7 @@ fn stage2_abort(esr: u64) {
     match door.hypervisor.host_abort(&mut door.cpu, abort) {
         AbortOutcome::Resume => {}
         AbortOutcome::Inject => {
-            let exception = Exception::external_abort(esr, far, read!("spsr_el2"));
+            let exception = Exception::refused_access(esr, far, read!("spsr_el2"));
             into_host(&Platform::get().rules, exception);
         }
     }

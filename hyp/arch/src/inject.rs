@@ -79,9 +79,13 @@ pub struct Exception {
 }
 
 impl Exception {
-    /// Returns the synchronous external abort that stands for an access that stage 2 refused.
+    /// Returns the abort that stands for an access that stage 2 refused: an external abort of a fetch,
+    /// and of anything else an alignment fault. Of all faults that no retry mends it is the one after
+    /// which stock Linux looks at its table of fixups (`do_alignment_fault()`): `copy_from_user()`
+    /// returns an error, a program gets SIGBUS, and an oops names the address.
+    ///
     /// `esr`, `far` and `pstate` are those of the exception that EL2 took.
-    pub fn external_abort(esr: u64, far: u64, pstate: u64) -> Self {
+    pub fn refused_access(esr: u64, far: u64, pstate: u64) -> Self {
         let fetch = exception_class(esr) == class::INSTRUCTION_ABORT_LOWER;
         let ec = match (fetch, from_el1(pstate)) {
             (true, false) => class::INSTRUCTION_ABORT_LOWER,
@@ -91,8 +95,8 @@ impl Exception {
         };
         // An instruction abort always reports a 32-bit instruction; only data aborts have WnR, CM.
         let kept = if fetch { abort::FNV } else { abort::IL | abort::WNR | abort::CM | abort::FNV };
-        let fixed = if fetch { abort::IL } else { 0 };
-        let esr = u64::from(ec) << 26 | fixed | (esr & kept) | abort::FSC_EXTERNAL;
+        let fixed = if fetch { abort::IL | abort::FSC_EXTERNAL } else { abort::FSC_ALIGNMENT };
+        let esr = u64::from(ec) << 26 | fixed | (esr & kept);
         Self { esr, far: Some(far) }
     }
 
@@ -147,9 +151,9 @@ mod tests {
     #[test]
     fn an_abort_keeps_who_wrote_and_names_the_level_it_came_from() {
         let esr = u64::from(class::DATA_ABORT_LOWER) << 26 | abort::IL | abort::WNR | 0b00_0111;
-        let user = Exception::external_abort(esr, 0x1234, EL0);
-        assert_eq!(user.esr, 0x24 << 26 | abort::IL | abort::WNR | 0b01_0000);
-        let kernel = Exception::external_abort(esr, 0x1234, EL1);
+        let user = Exception::refused_access(esr, 0x1234, EL0);
+        assert_eq!(user.esr, 0x24 << 26 | abort::IL | abort::WNR | 0b10_0001);
+        let kernel = Exception::refused_access(esr, 0x1234, EL1);
         assert_eq!(exception_class(kernel.esr), class::DATA_ABORT_SAME);
         assert_eq!(kernel.far, Some(0x1234));
     }
@@ -157,7 +161,7 @@ mod tests {
     #[test]
     fn an_instruction_abort_is_no_write() {
         let esr = u64::from(class::INSTRUCTION_ABORT_LOWER) << 26 | abort::WNR | 0b00_0111;
-        let abort = Exception::external_abort(esr, 0, EL1);
+        let abort = Exception::refused_access(esr, 0, EL1);
         assert_eq!(abort.esr, 0x21 << 26 | abort::IL | 0b01_0000);
     }
 

@@ -44,6 +44,8 @@ pub mod abort {
     pub const FSC_PERMISSION: u64 = 0b00_1100;
     /// Synchronous external abort, not on a table walk.
     pub const FSC_EXTERNAL: u64 = 0b01_0000;
+    /// Alignment fault.
+    pub const FSC_ALIGNMENT: u64 = 0b10_0001;
 }
 
 /// Returns the exception class of a syndrome.
@@ -117,7 +119,7 @@ fn fault_name(fsc: u64) -> &'static str {
         abort::FSC_EXTERNAL => "external abort",
         0b01_0100..=0b01_0111 => "external abort on a table walk",
         0b01_0001 => "tag check fault",
-        0b10_0001 => "alignment fault",
+        abort::FSC_ALIGNMENT => "alignment fault",
         0b11_0000 => "TLB conflict",
         0b11_0101 => "unsupported exclusive or atomic",
         _ => "unknown fault",

@@ -33,7 +33,7 @@ pub struct HostAbort {
 pub enum AbortOutcome {
     /// The access is repeated: there is a translation that allows it.
     Resume,
-    /// The host takes a synchronous external abort: the page is not its to touch.
+    /// The host takes an abort: the page is not its to touch.
     Inject,
 }
 

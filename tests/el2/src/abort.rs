@@ -30,6 +30,10 @@ const TRAPPED_REGISTER: u64 = 0x18;
 const FETCH: u64 = 0x21;
 /// Exception class of a data abort at the same level.
 const DATA: u64 = 0x25;
+/// Fault status code of an abort (Arm ARM, `ESR_EL1.ISS`).
+const STATUS: u64 = 0x3f;
+/// Alignment fault, which stands for an access that stage 2 refused.
+const ALIGNMENT: u64 = 0x21;
 
 impl Fault {
     /// Returns the exception class.
@@ -37,9 +41,9 @@ impl Fault {
         (self.esr >> 26) & 0x3f
     }
 
-    /// Returns whether it is a data abort.
+    /// Returns whether it is the data abort of an access that stage 2 refused.
     pub fn is_data(&self) -> bool {
-        self.class() == DATA
+        self.class() == DATA && self.esr & STATUS == ALIGNMENT
     }
 
     /// Returns whether it is an instruction abort.

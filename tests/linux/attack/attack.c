@@ -39,6 +39,7 @@ static ssize_t attack_write(struct file *file, const char __user *text,
 		return size;
 	}
 	target = phys_to_virt(address);
+	pr_info("%s at %016lx\n", what, (unsigned long)target);
 	if (!strcmp(what, "write"))
 		WRITE_ONCE(*target, 0);
 	else if (!strcmp(what, "read"))
