@@ -79,6 +79,8 @@ typedef uint64_t __u64;
 #define PFNGUARD_CHECK_DECISIONS_OFFSET		2048
 /* Offset of struct pfnguard_image_header in the image, in bytes */
 #define PFNGUARD_IMAGE_HEADER_OFFSET		64
+/* Most pages of table memory that one ioctl takes */
+#define PFNGUARD_MAX_TABLES			512
 /* Most entries in a manifest */
 #define PFNGUARD_MAX_ENTRIES			128
 /* Most DMA streams of an entry */
@@ -233,6 +235,71 @@ typedef uint64_t __u64;
 #define PFNGUARD_GUEST_FN_QUERY			0xc6000180
 /* x1..x3 values. Exits to the host with ExitReason::Yield and these values. */
 #define PFNGUARD_GUEST_FN_YIELD			0xc6000181
+
+/* Ioctl: calls of /dev/pfnguard */
+/* Device, struct pfnguard_info_args: what the hypervisor says of itself. */
+#define PFNGUARD_IOCTL_INFO			0xc028b900
+/*
+ * Device, struct pfnguard_region_args: one region of the manifest. ENOENT
+ * behind the last.
+ */
+#define PFNGUARD_IOCTL_REGION			0xc088b901
+/*
+ * Device, struct pfnguard_region_args: the driver has reset a region in
+ * quarantine (R41, External); the region as it is then. For CAP_SYS_ADMIN.
+ */
+#define PFNGUARD_IOCTL_REGION_RESET		0xc088b902
+/*
+ * Device, struct pfnguard_vm_args: a new VM. Returns the file of the VM, which
+ * is torn down when the last reference to its file goes. Its calls are for the
+ * process that made it.
+ */
+#define PFNGUARD_IOCTL_CREATE_VM		0xc030b903
+/* VM, struct pfnguard_tables_args: more table memory. */
+#define PFNGUARD_IOCTL_ADD_TABLES		0xc028b910
+/*
+ * VM, struct pfnguard_tables_args, zero: the guest uses memory tagging (R21).
+ */
+#define PFNGUARD_IOCTL_ENABLE_MTE		0xc028b911
+/*
+ * VM, not protected, struct pfnguard_ram_args: lends the caller's pages. They
+ * are pinned and counted as locked (RLIMIT_MEMLOCK).
+ */
+#define PFNGUARD_IOCTL_SHARE_RAM		0xc040b912
+/*
+ * VM, struct pfnguard_ram_args: takes back what one call lent: the same address
+ * in the guest and the same size; the other fields are zero.
+ */
+#define PFNGUARD_IOCTL_UNSHARE_RAM		0xc040b913
+/*
+ * VM, struct pfnguard_ram_args: gives new pages with a copy of the caller's for
+ * good, until the VM is torn down; perms is zero. They count as locked.
+ */
+#define PFNGUARD_IOCTL_DONATE_RAM		0xc040b914
+/*
+ * VM, struct pfnguard_check_args: what BIND would answer to each of its items.
+ */
+#define PFNGUARD_IOCTL_CHECK			0xc010b920
+/*
+ * VM, struct pfnguard_bind_args: binds the pages behind a PFNMAP mapping of the
+ * caller. The mapping's file stays open; when the mapping changes, the binding
+ * ends, and with it the VM if it is protected and owns the pages.
+ */
+#define PFNGUARD_IOCTL_BIND			0xc040b921
+/*
+ * VM, struct pfnguard_guest_args: installs a binding now, if its mapping is
+ * still what it was.
+ */
+#define PFNGUARD_IOCTL_MAP			0xc030b922
+/*
+ * VM, struct pfnguard_guest_args: ends a binding; value is the region's state.
+ */
+#define PFNGUARD_IOCTL_UNBIND			0xc030b923
+/*
+ * VM, struct pfnguard_guest_args: value is what the CPU's AT S12E1R reports
+ * (PAR_EL1).
+ */
+#define PFNGUARD_IOCTL_PROBE			0xc030b924
 
 /* Status: status in x0 */
 /* Done. */
@@ -771,6 +838,125 @@ struct pfnguard_region_info {
 };
 
 /**
+ * struct pfnguard_info_args - Argument of INFO.
+ * @selector: InfoSelector.
+ * @values: x1 to x4 of the hypervisor's answer.
+ */
+struct pfnguard_info_args {
+	__u64 selector;
+	__u64 values[4];
+};
+
+/**
+ * struct pfnguard_region_args - Argument of REGION and REGION_RESET.
+ * @index: Index, in the order of the manifest.
+ * @reserved: Zero.
+ * @info: The region.
+ * @decision: Why not.
+ */
+struct pfnguard_region_args {
+	__u32 index;
+	__u32 reserved;
+	struct pfnguard_region_info info;
+	struct pfnguard_decision decision;
+};
+
+/**
+ * struct pfnguard_vm_args - Argument of CREATE_VM.
+ * @contract: ContractFlags.
+ * @vcpus: Number of vCPUs.
+ * @tables: Pages of table memory, at most MAX_TABLES.
+ * @reserved: Zero.
+ * @decision: Why not.
+ */
+struct pfnguard_vm_args {
+	__u32 contract;
+	__u32 vcpus;
+	__u32 tables;
+	__u32 reserved;
+	struct pfnguard_decision decision;
+};
+
+/**
+ * struct pfnguard_tables_args - Argument of ADD_TABLES and ENABLE_MTE.
+ * @tables: Pages, at most MAX_TABLES.
+ * @reserved: Zero.
+ * @decision: Why not.
+ */
+struct pfnguard_tables_args {
+	__u32 tables;
+	__u32 reserved;
+	struct pfnguard_decision decision;
+};
+
+/**
+ * struct pfnguard_ram_args - Argument of calls about RAM.
+ * @address: The caller's address.
+ * @size: Bytes.
+ * @guest: Where the guest sees it.
+ * @perms: Perms bits.
+ * @reserved: Zero.
+ * @decision: Why not.
+ */
+struct pfnguard_ram_args {
+	__u64 address;
+	__u64 size;
+	__u64 guest;
+	__u32 perms;
+	__u32 reserved;
+	struct pfnguard_decision decision;
+};
+
+/**
+ * struct pfnguard_bind_args - Argument of BIND, and an item of CHECK.
+ * @address: The caller's mapping of the pages.
+ * @size: Bytes; all of them in one mapping.
+ * @guest: Where the guest sees them.
+ * @mode: Mode.
+ * @mem_type: MemType.
+ * @perms: Perms bits.
+ * @flags: RequestFlags bits but COW, which the kernel finds out.
+ * @reserved: Zero.
+ * @decision: The answer.
+ */
+struct pfnguard_bind_args {
+	__u64 address;
+	__u64 size;
+	__u64 guest;
+	__u8 mode;
+	__u8 mem_type;
+	__u8 perms;
+	__u8 flags;
+	__u32 reserved;
+	struct pfnguard_decision decision;
+};
+
+/**
+ * struct pfnguard_check_args - Argument of CHECK.
+ * @items: Address of an array of struct pfnguard_bind_args; each gets its
+ * decision.
+ * @count: Its length, at most MAX_CHECK_ITEMS.
+ * @reserved: Zero.
+ */
+struct pfnguard_check_args {
+	__u64 items;
+	__u32 count;
+	__u32 reserved;
+};
+
+/**
+ * struct pfnguard_guest_args - Argument of calls about a binding.
+ * @guest: First byte of the binding in the guest.
+ * @value: What the call returns.
+ * @decision: Why not.
+ */
+struct pfnguard_guest_args {
+	__u64 guest;
+	__u64 value;
+	struct pfnguard_decision decision;
+};
+
+/**
  * struct pfnguard_manifest_header - Start of a manifest.
  * @magic: MAGIC.
  * @version: VERSION.
@@ -1066,6 +1252,92 @@ PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, reserved) == 62,
 		"offset of pfnguard_region_info.reserved");
 PFNGUARD_ASSERT(offsetof(struct pfnguard_region_info, quirk) == 64,
 		"offset of pfnguard_region_info.quirk");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_info_args) == 40,
+		"size of pfnguard_info_args");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_info_args, selector) == 0,
+		"offset of pfnguard_info_args.selector");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_info_args, values) == 8,
+		"offset of pfnguard_info_args.values");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_region_args) == 136,
+		"size of pfnguard_region_args");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_args, index) == 0,
+		"offset of pfnguard_region_args.index");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_args, reserved) == 4,
+		"offset of pfnguard_region_args.reserved");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_args, info) == 8,
+		"offset of pfnguard_region_args.info");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_region_args, decision) == 104,
+		"offset of pfnguard_region_args.decision");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_vm_args) == 48,
+		"size of pfnguard_vm_args");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_vm_args, contract) == 0,
+		"offset of pfnguard_vm_args.contract");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_vm_args, vcpus) == 4,
+		"offset of pfnguard_vm_args.vcpus");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_vm_args, tables) == 8,
+		"offset of pfnguard_vm_args.tables");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_vm_args, reserved) == 12,
+		"offset of pfnguard_vm_args.reserved");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_vm_args, decision) == 16,
+		"offset of pfnguard_vm_args.decision");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_tables_args) == 40,
+		"size of pfnguard_tables_args");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_tables_args, tables) == 0,
+		"offset of pfnguard_tables_args.tables");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_tables_args, reserved) == 4,
+		"offset of pfnguard_tables_args.reserved");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_tables_args, decision) == 8,
+		"offset of pfnguard_tables_args.decision");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_ram_args) == 64,
+		"size of pfnguard_ram_args");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ram_args, address) == 0,
+		"offset of pfnguard_ram_args.address");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ram_args, size) == 8,
+		"offset of pfnguard_ram_args.size");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ram_args, guest) == 16,
+		"offset of pfnguard_ram_args.guest");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ram_args, perms) == 24,
+		"offset of pfnguard_ram_args.perms");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ram_args, reserved) == 28,
+		"offset of pfnguard_ram_args.reserved");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_ram_args, decision) == 32,
+		"offset of pfnguard_ram_args.decision");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_bind_args) == 64,
+		"size of pfnguard_bind_args");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_bind_args, address) == 0,
+		"offset of pfnguard_bind_args.address");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_bind_args, size) == 8,
+		"offset of pfnguard_bind_args.size");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_bind_args, guest) == 16,
+		"offset of pfnguard_bind_args.guest");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_bind_args, mode) == 24,
+		"offset of pfnguard_bind_args.mode");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_bind_args, mem_type) == 25,
+		"offset of pfnguard_bind_args.mem_type");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_bind_args, perms) == 26,
+		"offset of pfnguard_bind_args.perms");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_bind_args, flags) == 27,
+		"offset of pfnguard_bind_args.flags");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_bind_args, reserved) == 28,
+		"offset of pfnguard_bind_args.reserved");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_bind_args, decision) == 32,
+		"offset of pfnguard_bind_args.decision");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_check_args) == 16,
+		"size of pfnguard_check_args");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_check_args, items) == 0,
+		"offset of pfnguard_check_args.items");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_check_args, count) == 8,
+		"offset of pfnguard_check_args.count");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_check_args, reserved) == 12,
+		"offset of pfnguard_check_args.reserved");
+PFNGUARD_ASSERT(sizeof(struct pfnguard_guest_args) == 48,
+		"size of pfnguard_guest_args");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_guest_args, guest) == 0,
+		"offset of pfnguard_guest_args.guest");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_guest_args, value) == 8,
+		"offset of pfnguard_guest_args.value");
+PFNGUARD_ASSERT(offsetof(struct pfnguard_guest_args, decision) == 16,
+		"offset of pfnguard_guest_args.decision");
 PFNGUARD_ASSERT(sizeof(struct pfnguard_manifest_header) == 64,
 		"size of pfnguard_manifest_header");
 PFNGUARD_ASSERT(offsetof(struct pfnguard_manifest_header, magic) == 0,

@@ -6,7 +6,10 @@
 #include <linux/init.h>
 #include <linux/types.h>
 
-#include <pfnguard.h>
+#include "api.h"
+
+struct arm_smccc_1_2_regs;
+struct seq_file;
 
 /* payload.S */
 extern const u8 pfnguard_payload[];
@@ -29,6 +32,30 @@ int __init pfnguard_take_memory(const struct pfnguard_launch_info *info,
 				struct pfnguard_memory *memory);
 void __init pfnguard_keep_memory(const struct pfnguard_memory *memory);
 void __init pfnguard_free_memory(struct pfnguard_memory *memory);
+
+void pfnguard_show_memory(struct seq_file *out);
+
+/* call.c */
+int pfnguard_call(struct arm_smccc_1_2_regs *regs,
+		  struct pfnguard_decision *why);
+int pfnguard_refuse(struct pfnguard_decision *why, s32 status, u16 rule,
+		    u16 subject, u64 requested, u64 granted);
+int __init pfnguard_alloc_arguments(void);
+void __init pfnguard_free_arguments(void);
+int __init pfnguard_lend_arguments(void);
+
+/* vm.c */
+void pfnguard_vm_kill(struct pfnguard_vm *vm);
+void pfnguard_vm_show(struct pfnguard_vm *vm, pid_t pid, const char *comm,
+		      struct seq_file *out);
+
+/* debugfs.c */
+void __init pfnguard_make_debugfs(void);
+int pfnguard_trace_ring(u32 cpu, unsigned long *pfn, unsigned long *pages);
+
+/* device.c */
+int __init pfnguard_make_device(void);
+void pfnguard_show_vms(struct seq_file *out);
 
 /* launch.c */
 int __init pfnguard_launch(const void *manifest, size_t size,

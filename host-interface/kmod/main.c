@@ -40,6 +40,41 @@ static struct notifier_block pm_notifier = {
 	.notifier_call = refuse_hibernation,
 };
 
+/* Says which part is missing; the hypervisor, once launched, is there to stay. */
+static void __init show(void)
+{
+	int ret = pfnguard_lend_arguments();
+
+	if (!ret)
+		ret = pfnguard_make_device();
+	if (ret)
+		pr_err("no /dev/pfnguard (%d): memory is protected, but no program can make a VM\n",
+		       ret);
+	else
+		pfnguard_make_debugfs();
+}
+
+static int __init launch(const struct firmware *file)
+{
+	int ret = pfnguard_alloc_arguments();
+
+	if (ret)
+		return ret;
+	/* Before the launch, which nothing that fails may follow. */
+	ret = register_pm_notifier(&pm_notifier);
+	if (ret)
+		goto free;
+	ret = pfnguard_launch(file->data, file->size, uart);
+	if (!ret) {
+		show();
+		return 0;
+	}
+	unregister_pm_notifier(&pm_notifier);
+free:
+	pfnguard_free_arguments();
+	return ret;
+}
+
 static int __init pfnguard_init(void)
 {
 	const struct firmware *file;
@@ -56,13 +91,7 @@ static int __init pfnguard_init(void)
 		       manifest, ret);
 		goto out;
 	}
-	/* Before the launch, which nothing that fails may follow. */
-	ret = register_pm_notifier(&pm_notifier);
-	if (!ret) {
-		ret = pfnguard_launch(file->data, file->size, uart);
-		if (ret)
-			unregister_pm_notifier(&pm_notifier);
-	}
+	ret = launch(file);
 	release_firmware(file);
 out:
 	if (ret)

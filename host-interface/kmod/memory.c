@@ -12,6 +12,7 @@
 #include <linux/ioport.h>
 #include <linux/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/seq_file.h>
 
 #include "kmod.h"
 
@@ -21,6 +22,9 @@
  */
 #define GUARD		1UL
 #define MAX_BANKS	(ARRAY_SIZE(((struct pfnguard_launch_info *)0)->ram) / 2)
+
+/* What was given to the hypervisor. */
+static struct pfnguard_memory kept __ro_after_init;
 
 static int __init add_bank(struct resource *res, void *arg)
 {
@@ -137,6 +141,7 @@ void __init pfnguard_keep_memory(const struct pfnguard_memory *memory)
 {
 	unsigned long i;
 
+	kept = *memory;
 	for (i = 0; i < memory->pages; i++)
 		__SetPageOffline(pfn_to_page(memory->pfn + i));
 }
@@ -150,4 +155,23 @@ void __init pfnguard_free_memory(struct pfnguard_memory *memory)
 	if (memory->pages)
 		free_contig_range(memory->pfn - GUARD, memory->pages + GUARD);
 	memory->pages = 0;
+}
+
+static int show_bank(struct resource *res, void *out)
+{
+	seq_printf(out, "ram pfn=%#lx pages=%#lx\n", PHYS_PFN(res->start),
+		   PHYS_PFN(resource_size(res)));
+	return 0;
+}
+
+/**
+ * pfnguard_show_memory() - list all RAM, and the hypervisor's part of it
+ * @out: gets the lines
+ */
+void pfnguard_show_memory(struct seq_file *out)
+{
+	unsigned long flags = IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY;
+
+	seq_printf(out, "hyp pfn=%#lx pages=%#lx\n", kept.pfn, kept.pages);
+	walk_iomem_res_desc(IORES_DESC_NONE, flags, 0, -1, out, show_bank);
 }

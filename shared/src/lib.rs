@@ -29,6 +29,7 @@
 mod macros;
 pub mod call;
 // Counts to 65,535 many times: too long for Miri, which has nothing to find in it.
+pub mod device;
 #[cfg(all(test, not(miri)))]
 mod exhaustive;
 pub mod info;

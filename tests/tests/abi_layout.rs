@@ -52,7 +52,7 @@ fn structures_have_no_holes_and_aligned_fields() {
     }
 }
 
-/// Returns the size in bytes of the integers that a field is made of.
+/// Returns the size in bytes of the integers that a field is made of; structures begin at eight.
 fn element_size(rust_type: &str) -> usize {
     let element = rust_type.trim_start_matches('[').split(';').next().unwrap_or_default();
     match element.trim() {
@@ -60,6 +60,7 @@ fn element_size(rust_type: &str) -> usize {
         "u16" => 2,
         "u32" | "i32" => 4,
         "u64" => 8,
+        structure if abi::layouts().iter().any(|layout| layout.name == structure) => 8,
         other => panic!("`{other}` is no type of the wire"),
     }
 }

@@ -78,7 +78,7 @@ fn passes_its_tests(machine: Machine) {
 fn decides_as_specified(machine: Machine) {
     let (echo, progress) = (Echo::Silent, Progress::Plain);
     let oracle = Oracle::On;
-    let demo = Demo { machine, timeout: TIMEOUT, echo, keep_log: None, progress, oracle };
+    let demo = Demo { machine, timeout: TIMEOUT, echo, progress, oracle };
     let judged = SLOTS.hold(machine, || demo.run().and_then(|outcome| outcome.check()));
     if let Err(report) = judged {
         panic!("{machine}: {report}");

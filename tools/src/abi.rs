@@ -1,5 +1,8 @@
 //! The whole ABI as data: what the C header and the layout tests are made from.
 
+use pfnguard_shared::device::{
+    self, BindArgs, CheckArgs, GuestArgs, InfoArgs, Ioctl, RamArgs, RegionArgs, TablesArgs, VmArgs,
+};
 use pfnguard_shared::info::{Capabilities, InfoSelector, RegionInfo, RegionState};
 use pfnguard_shared::launch::{self, ImageHeader, LaunchAnswer, LaunchInfo, LaunchStep};
 use pfnguard_shared::manifest::{
@@ -92,6 +95,7 @@ macro_rules! group {
 pub const GROUPS: &[Group] = &[
     group!(HostFunction, Functions, "FN", "calls of the host kernel"),
     group!(GuestFunction, Functions, "GUEST_FN", "calls of a guest"),
+    group!(Ioctl, Functions, "IOCTL", "calls of /dev/pfnguard"),
     group!(Status, Numbers, "STATUS", "status in x0"),
     group!(Subject, Numbers, "SUBJECT", "what the two values of a refusal are"),
     group!(Rule, Numbers, "RULE", "rule that refused"),
@@ -132,6 +136,14 @@ pub fn layouts() -> Vec<Layout> {
         layout::<request::Request>(),
         layout::<request::Decision>(),
         layout::<RegionInfo>(),
+        layout::<InfoArgs>(),
+        layout::<RegionArgs>(),
+        layout::<VmArgs>(),
+        layout::<TablesArgs>(),
+        layout::<RamArgs>(),
+        layout::<BindArgs>(),
+        layout::<CheckArgs>(),
+        layout::<GuestArgs>(),
         layout::<manifest::Header>(),
         layout::<manifest::Entry>(),
         layout::<MigrationHeader>(),
@@ -208,6 +220,11 @@ fn limits() -> Vec<Single> {
             "IMAGE_HEADER_OFFSET",
             count(launch::IMAGE_HEADER_OFFSET),
             "Offset of struct pfnguard_image_header in the image, in bytes",
+        ),
+        single(
+            "MAX_TABLES",
+            device::MAX_TABLES.into(),
+            "Most pages of table memory that one ioctl takes",
         ),
         single("MAX_ENTRIES", count(manifest::MAX_ENTRIES), "Most entries in a manifest"),
         single("MAX_STREAMS", count(manifest::MAX_STREAMS), "Most DMA streams of an entry"),

@@ -10,7 +10,7 @@ use miette::Diagnostic;
 use thiserror::Error;
 
 use crate::image::{Image, ImageError};
-use crate::progress::Progress;
+use crate::progress::{Progress, Step};
 use crate::{process, workspace};
 
 /// The target of everything that runs in the machine. Its linker, rust-lld, comes with Rust. It
@@ -65,6 +65,7 @@ struct Recipe {
     what: &'static str,
     package: &'static str,
     binary: &'static str,
+    target: &'static str,
     /// Name of the profile, and of its directory.
     profile: &'static str,
     /// Directory under the build directory; one per set of flags, so that no build evicts another.
@@ -83,6 +84,7 @@ const PAYLOAD: Recipe = Recipe {
     what: "payload",
     package: "pfnguard-hyp",
     binary: "pfnguard",
+    target: TARGET,
     profile: "payload",
     target_dir: "payload",
     rustflags: &[
@@ -112,9 +114,22 @@ const HOST: Recipe = Recipe {
     what: "bare-metal host",
     package: "pfnguard-el2-tests",
     binary: "el1-host",
+    target: TARGET,
     profile: "release",
     target_dir: "bare-metal",
     rustflags: &["-Cforce-frame-pointers=yes"],
+    arguments: &[],
+};
+
+/// The program that runs under Linux: static, so that it needs nothing there.
+const PROGRAM: Recipe = Recipe {
+    what: "program for Linux",
+    package: "pfnguard-linux-program",
+    binary: "program",
+    target: "aarch64-unknown-linux-musl",
+    profile: "release",
+    target_dir: "linux",
+    rustflags: &[],
     arguments: &[],
 };
 
@@ -131,11 +146,11 @@ impl Recipe {
             command.env("RUSTC_BOOTSTRAP", "1");
         }
         command.args(["build", "--package", self.package, "--bin", self.binary]);
-        command.args(["--target", TARGET, "--profile", self.profile]).args(self.arguments);
+        command.args(["--target", self.target, "--profile", self.profile]).args(self.arguments);
         if !self.rustflags.is_empty() {
             // Quoting as Rust's debug format does it is valid TOML for these flags.
             command.arg("--config");
-            command.arg(format!("target.{TARGET}.rustflags={:?}", self.rustflags));
+            command.arg(format!("target.{}.rustflags={:?}", self.target, self.rustflags));
         }
         command.arg("--target-dir").arg(self.directory());
         command
@@ -147,10 +162,18 @@ impl Recipe {
 
     /// Returns where cargo puts the linked file.
     fn elf(&self) -> PathBuf {
-        self.directory().join(TARGET).join(self.profile).join(self.binary)
+        self.directory().join(self.target).join(self.profile).join(self.binary)
     }
 
     fn build(&self, progress: Progress) -> Result<Image, ArtifactError> {
+        let step = self.compile(progress)?;
+        let image = flatten(&self.elf())?;
+        step.done(&format!("{} KiB", image.bytes.len().div_ceil(1024)));
+        Ok(image)
+    }
+
+    /// Runs cargo; what it has built is in [`Self::elf`].
+    fn compile(&self, progress: Progress) -> Result<Step, ArtifactError> {
         let mut step = progress.step(&format!("build the {}", self.what));
         let mut command = self.command();
         let (built, output) = process::watch(&mut command, |line| step.note(line));
@@ -162,9 +185,7 @@ impl Recipe {
                 output: output.join("\n"),
             });
         }
-        let image = flatten(&self.elf())?;
-        step.done(&format!("{} KiB", image.bytes.len().div_ceil(1024)));
-        Ok(image)
+        Ok(step)
     }
 }
 
@@ -176,6 +197,15 @@ pub fn payload_elf() -> PathBuf {
 /// Returns where cargo puts the linked bare-metal host.
 pub fn host_elf() -> PathBuf {
     HOST.elf()
+}
+
+/// Builds the program that runs under Linux, and returns it.
+///
+/// # Errors
+/// [`ArtifactError::Build`].
+pub fn linux_program(progress: Progress) -> Result<PathBuf, ArtifactError> {
+    PROGRAM.compile(progress)?.done("");
+    Ok(PROGRAM.elf())
 }
 
 /// Builds the payload and the bare-metal host and makes them flat.

@@ -24,10 +24,11 @@ use crate::{manifest, setup};
 
 /// pfnguard: a small protected hypervisor that decides which memory type a guest gets.
 ///
-/// Without a command, it does the main job: boots a machine with real PCI devices in QEMU, asks
-/// for every combination of mode, type and permissions R, RW, RX on every BAR, and prints each decision with
-/// the memory type that the CPU itself reports. Exit code 0 means that every decision is the one
-/// that the specification gives.
+/// Without a command, it does the main job: boots a stock Debian kernel on a machine with real PCI
+/// devices in QEMU, puts the hypervisor under it, asks through /dev/pfnguard for every combination of
+/// mode, type and permissions R, RW, RX on every BAR, and prints each decision with the memory type
+/// that the CPU itself reports. Exit code 0 means that every decision is the one that the
+/// specification gives.
 #[derive(Debug, Parser)]
 #[command(name = "pfnguard", bin_name = "cargo run --", args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -117,6 +118,9 @@ struct TraceArgs {
 struct DemoArgs {
     #[command(flatten)]
     machine: MachineArgs,
+    /// No Linux: the bare-metal host asks, and the oracle judges what EL2 executes.
+    #[arg(long)]
+    bare: bool,
     /// Keep the machine's log in this file.
     #[arg(long, value_name = "FILE")]
     keep_log: Option<PathBuf>,
@@ -329,7 +333,13 @@ fn demo(args: DemoArgs) -> miette::Result<()> {
     let progress = args.machine.progress();
     let (machine, timeout) = (args.machine.machine(), args.machine.timeout());
     let (echo, keep_log, oracle) = (args.machine.echo(), args.keep_log, args.machine.oracle());
-    let outcome = Demo { machine, timeout, echo, keep_log, progress, oracle }.run()?;
+    let outcome = match args.bare {
+        true => Demo { machine, timeout, echo, progress, oracle }.run()?,
+        false => Linux { machine, scenario: Scenario::Demo, timeout, echo, progress }.demo()?,
+    };
+    if let Some(path) = keep_log {
+        outcome.keep_log(&path)?;
+    }
     println!("\n{}", outcome.table());
     outcome.check()
 }

@@ -189,11 +189,16 @@ fn define_struct(layout: &Layout) -> String {
 }
 
 fn struct_name(layout: &Layout) -> String {
-    let name = upper_snake(layout.name).to_ascii_lowercase();
-    match layout.name {
+    c_struct(layout.name)
+}
+
+/// Returns the name in C of the structure that Rust calls `name`.
+fn c_struct(name: &str) -> String {
+    let snake = upper_snake(name).to_ascii_lowercase();
+    match name {
         // Their Rust names rest on the module they are in.
-        "Header" | "Entry" => format!("pfnguard_manifest_{name}"),
-        _ => format!("pfnguard_{name}"),
+        "Header" | "Entry" => format!("pfnguard_manifest_{snake}"),
+        _ => format!("pfnguard_{snake}"),
     }
 }
 
@@ -230,9 +235,14 @@ fn c_name(field: &Field) -> &'static str {
     }
 }
 
-/// Writes a Rust integer type as the kernel calls it: `u32` is `__u32`, `i32` is `__s32`.
+/// Writes a Rust type as the kernel calls it: `u32` is `__u32`, `i32` is `__s32`, `Decision` is
+/// `struct pfnguard_decision`.
 fn c_type(rust: &str) -> String {
-    format!("__{}", rust.trim().replace('i', "s"))
+    let rust = rust.trim();
+    match rust.starts_with(char::is_uppercase) {
+        true => format!("struct {}", c_struct(rust)),
+        false => format!("__{}", rust.replace('i', "s")),
+    }
 }
 
 /// Writes `HostShareHyp` and `HOST_SHARE_HYP` as `HOST_SHARE_HYP`.
@@ -296,6 +306,7 @@ mod tests {
         assert_eq!(member(&field("u64")), "__u64 f");
         assert_eq!(member(&field("i32")), "__s32 f");
         assert_eq!(member(&field("[u8; 32]")), "__u8 f[32]");
+        assert_eq!(member(&field("RegionInfo")), "struct pfnguard_region_info f");
     }
 
     #[test]

@@ -16,7 +16,8 @@
 //! There is no firmware, so the bare-metal host assigns the bases. The rule, which the grants file
 //! relies on: slots in ascending order from 1, BARs in index order; a 32-bit BAR goes to the next
 //! address from 0x10000000 on, a 64-bit one to the next from 0x8000000000 on, each aligned to its
-//! size or to 64 KiB, whichever is greater, and the next one starts that much behind it.
+//! size or to 64 KiB, whichever is greater, and the next one starts that much behind it. Linux has its
+//! own rule ([`Host::bars`]), and two functions more, a disk and a network.
 
 use std::fmt;
 use std::ops::Range;
@@ -26,6 +27,7 @@ use std::process::Command;
 use clap::ValueEnum;
 use pfnguard_oracle::Times;
 use pfnguard_shared::info::Capabilities;
+use pfnguard_shared::request::HostAlias;
 
 use crate::setup::QEMU;
 
@@ -58,7 +60,7 @@ pub struct MachineBar {
     pub size: u64,
 }
 
-/// The machine's memory BARs, as in the table above.
+/// The machine's memory BARs where the bare-metal host puts them, as in the table above.
 pub const BARS: &[MachineBar] = &[
     MachineBar { bdf: "00:01.0", index: 0, base: 0x1000_0000, size: 0x100 },
     MachineBar { bdf: "00:01.0", index: 2, base: 0x80_0000_0000, size: 0x100_0000 },
@@ -68,6 +70,60 @@ pub const BARS: &[MachineBar] = &[
     MachineBar { bdf: "00:04.0", index: 0, base: 0x1100_0000, size: 0x100_0000 },
     MachineBar { bdf: "00:04.0", index: 2, base: 0x1200_0000, size: 0x1000 },
 ];
+
+/// The same BARs where Linux 6.12 puts them: by size, greatest first; what lies between is the disk's
+/// and the network's.
+const LINUX_BARS: &[MachineBar] = &[
+    MachineBar { bdf: "00:01.0", index: 0, base: 0x1110_4000, size: 0x100 },
+    MachineBar { bdf: "00:01.0", index: 2, base: 0x80_0000_0000, size: 0x100_0000 },
+    MachineBar { bdf: "00:02.0", index: 0, base: 0x1100_0000, size: 0x10_0000 },
+    MachineBar { bdf: "00:03.0", index: 1, base: 0x1110_0000, size: 0x1000 },
+    MachineBar { bdf: "00:03.0", index: 4, base: 0x80_0100_0000, size: 0x4000 },
+    MachineBar { bdf: "00:04.0", index: 0, base: 0x1000_0000, size: 0x100_0000 },
+    MachineBar { bdf: "00:04.0", index: 2, base: 0x1110_1000, size: 0x1000 },
+];
+
+/// Who runs at EL1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// The tests' own program.
+    BareMetal,
+    /// Linux, with an SMMU: vfio gives no device away without one.
+    Linux,
+}
+
+impl Host {
+    /// Returns where it puts the machine's memory BARs.
+    pub const fn bars(self) -> &'static [MachineBar] {
+        match self {
+            Self::BareMetal => BARS,
+            Self::Linux => LINUX_BARS,
+        }
+    }
+
+    /// Returns the file of what is granted of them, under the workspace.
+    pub const fn grants(self) -> &'static str {
+        match self {
+            Self::BareMetal => "tools/manifests/qemu-virt-demo.grants.toml",
+            Self::Linux => "tools/manifests/qemu-virt-linux.grants.toml",
+        }
+    }
+
+    /// Returns how it maps a BAR while it asks for it: the bare-metal host does not.
+    pub const fn alias(self) -> HostAlias {
+        match self {
+            Self::BareMetal => HostAlias::None,
+            Self::Linux => HostAlias::Uncached,
+        }
+    }
+
+    const fn board_options(self) -> &'static str {
+        match self {
+            Self::BareMetal => "",
+            Self::Linux => ",iommu=smmuv3",
+        }
+    }
+}
 
 /// A CPU model of QEMU, with the abilities that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -210,9 +266,9 @@ impl Machine {
         Self { cpu, cpus: 1, clock: Clock::Icount }
     }
 
-    /// Returns the command that writes the machine's device tree to `dtb`.
-    pub fn dump_dtb(&self, dtb: &Path) -> Command {
-        let mut command = self.base(&format!(",dumpdtb={}", comma_safe(dtb)));
+    /// Returns the command that writes the device tree of `host`'s machine to `dtb`.
+    pub fn dump_dtb(&self, host: Host, dtb: &Path) -> Command {
+        let mut command = self.base(host, &format!(",dumpdtb={}", comma_safe(dtb)));
         command.args(["-serial", "null"]);
         command
     }
@@ -222,7 +278,7 @@ impl Machine {
         let (host, manifest) = (comma_safe(boot.host), comma_safe(boot.manifest));
         let bootargs = boot.bootargs.replace(',', ",,");
         let shared = if boot.ram.is_some() { ",memory-backend=ram" } else { "" };
-        let mut command = self.base(shared);
+        let mut command = self.base(Host::BareMetal, shared);
         if let Some(file) = boot.ram {
             let bytes = RAM.end - RAM.start;
             let file = comma_safe(file);
@@ -243,10 +299,11 @@ impl Machine {
     /// Returns the command that boots Linux with a disk and a network of its own; without EL2 the
     /// kernel is entered at EL1.
     pub fn boot_linux(&self, boot: &LinuxBoot<'_>, el2: El2) -> Command {
-        let mut command = self.base(match el2 {
+        let absent = match el2 {
             El2::Present => "",
             El2::Absent => ",virtualization=off",
-        });
+        };
+        let mut command = self.base(Host::Linux, absent);
         command.args(["-serial", "stdio"]).arg("-kernel").arg(boot.image);
         command.arg("-initrd").arg(boot.initrd).args(["-append", boot.parameters]);
         let disk = comma_safe(boot.disk);
@@ -257,13 +314,13 @@ impl Machine {
         command
     }
 
-    fn base(&self, board_options: &str) -> Command {
-        let board = self.cpu.board_options();
+    fn base(&self, host: Host, board_options: &str) -> Command {
+        let (cpu, host) = (self.cpu.board_options(), host.board_options());
         let mut command = Command::new(QEMU);
         command.arg("-M");
         // No random seeds in the device tree: what differs between runs is not the input.
         command.arg(format!(
-            "virt,virtualization=on,gic-version=3,dtb-randomness=off{board}{board_options}"
+            "virt,virtualization=on,gic-version=3,dtb-randomness=off{cpu}{host}{board_options}"
         ));
         command.args(["-cpu", self.cpu.name(), "-smp", &self.cpus.to_string(), "-m", "1G"]);
         command.args(["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]);
@@ -331,7 +388,8 @@ mod tests {
 
     #[test]
     fn the_dumped_machine_has_the_booted_one_s_devices() {
-        let dump = show(&Machine::parallel(Cpu::NeoverseV1).dump_dtb(Path::new("a.dtb")));
+        let dump =
+            show(&Machine::parallel(Cpu::NeoverseV1).dump_dtb(Host::BareMetal, Path::new("a.dtb")));
         assert!(DEVICES.iter().all(|device| dump.contains(device)));
         assert!(dump.contains(",dumpdtb=a.dtb"));
     }

@@ -11,7 +11,7 @@ use miette::Diagnostic;
 use thiserror::Error;
 
 use crate::artifacts::{self, ArtifactError, Artifacts};
-use crate::machine::{Boot, Machine};
+use crate::machine::{Boot, Host, Machine};
 use crate::oracle::{Oracle, Oversight, Readiness, Watch};
 use crate::process;
 use crate::progress::Progress;
@@ -22,8 +22,6 @@ use crate::{manifest, workspace};
 pub const TAIL: usize = 40;
 /// Most lines that a run may print; more is a host that has gone round in circles.
 const MAX_LINES: usize = 1 << 18;
-/// The text that grants types to the BARs of the machine's devices.
-const GRANTS: &str = "tools/manifests/qemu-virt-demo.grants.toml";
 
 /// Why a machine did not run.
 #[derive(Debug, Error, Diagnostic)]
@@ -94,6 +92,8 @@ pub enum Echo {
 pub struct Job<'a> {
     /// The machine.
     pub machine: Machine,
+    /// Who runs at EL1.
+    pub host: Host,
     /// What the host is to do.
     pub bootargs: &'a str,
     /// A file that is to be the machine's RAM.
@@ -230,11 +230,12 @@ impl Job<'_> {
     /// Derives the machine's manifest from its own device tree and the grants text.
     pub(crate) fn manifest(&self) -> miette::Result<Vec<u8>> {
         let dtb = self.device_tree()?;
-        let path = workspace::root().join(GRANTS);
+        let grants_file = self.host.grants();
+        let path = workspace::root().join(grants_file);
         let grants = fs::read_to_string(&path)
             .map_err(artifacts::file("read", &path))
             .map_err(RunError::from)?;
-        manifest::derive_from_dtb(&dtb, GRANTS, &grants)
+        manifest::derive_from_dtb(&dtb, grants_file, &grants)
     }
 
     /// Returns the machine's own device tree.
@@ -243,7 +244,7 @@ impl Job<'_> {
         fs::create_dir_all(&directory).map_err(artifacts::file("create", &directory))?;
         // A name of its own: somebody else may be dumping the same machine.
         let path = directory.join(format!("machine.{}.dtb", workspace::unique()));
-        let mut command = self.machine.dump_dtb(&path);
+        let mut command = self.machine.dump_dtb(self.host, &path);
         let (dumped, output) = process::watch(&mut command, |_| ());
         let dtb = fs::read(&path);
         let _ = fs::remove_file(&path);
@@ -333,7 +334,15 @@ mod tests {
     fn listen(script: &str, timeout: Duration) -> (Vec<String>, Ending) {
         let machine = Machine::parallel(Cpu::CortexA72);
         let (echo, progress) = (Echo::Silent, Progress::Plain);
-        let job = Job { machine, bootargs: "test", ram: None, timeout, echo, progress };
+        let job = Job {
+            machine,
+            host: Host::BareMetal,
+            bootargs: "test",
+            ram: None,
+            timeout,
+            echo,
+            progress,
+        };
         job.listen(Command::new("sh").args(["-c", script]), |_| ()).unwrap()
     }
 

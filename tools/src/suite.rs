@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use miette::miette;
 
-use crate::machine::Machine;
+use crate::machine::{Host, Machine};
 use crate::oracle::{Oracle, Oversight};
 use crate::progress::Progress;
 use crate::qemu::{Echo, Job, Run};
@@ -69,7 +69,8 @@ impl Suite {
         };
         let (machine, timeout) = (self.machine, self.timeout);
         let (echo, progress) = (self.echo, self.progress);
-        let job = Job { machine, bootargs: &bootargs, ram: None, timeout, echo, progress };
+        let host = Host::BareMetal;
+        let job = Job { machine, host, bootargs: &bootargs, ram: None, timeout, echo, progress };
         verdict(&job.run_under(&self.oracle, &artifacts)?)
     }
 }

@@ -2,15 +2,15 @@
 
 use arrayvec::ArrayVec;
 use pfnguard_host_interface::{IpaPfn, VmId};
+use pfnguard_lines::{Ask, Maybe, Verdict};
 use pfnguard_shared::info::InfoSelector;
 use pfnguard_shared::request::{MAX_CHECK_ITEMS, MemType, Mode, Perms, Request};
 use pfnguard_shared::vm::ContractFlags;
 
 use crate::Hyp;
 use crate::bars;
-use crate::decisions::{Ask, Maybe, Verdict};
 use crate::outcome::{Dashed, Failure, Outcome};
-use crate::pci::{Bar, Functions};
+use crate::pci::{Bar, Bdf, Functions};
 use crate::vm::{self, TestVm};
 
 /// Page where every request wants its BAR: 2 GiB, aligned for the largest block.
@@ -22,7 +22,7 @@ const PERMS: [Perms; 3] =
     [Perms::READ, Perms::READ.with(Perms::WRITE), Perms::READ.with(Perms::EXEC)];
 
 /// Requests that are checked together and then bound one by one.
-type Batch = ArrayVec<Ask, MAX_CHECK_ITEMS>;
+type Batch = ArrayVec<Ask<Bdf>, MAX_CHECK_ITEMS>;
 
 /// Requests whose two decisions agreed and did not.
 #[derive(Default)]
@@ -94,7 +94,7 @@ fn judge(batch: &mut Batch, count: &mut Count) -> Outcome {
 }
 
 /// Binds, probes, prints and unbinds.
-fn bind(ask: &Ask) -> Verdict {
+fn bind(ask: &Ask<Bdf>) -> Verdict {
     let request = &ask.request;
     let verdict = Verdict::from(Hyp::pfnmap_bind(request));
     let (vm, ipa) = (VmId(request.vm), IpaPfn(request.ipa_pfn));

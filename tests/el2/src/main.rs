@@ -19,7 +19,6 @@ mod bench;
 mod bench_call;
 mod calls;
 mod cpu;
-mod decisions;
 mod demo;
 mod dtb;
 mod escapes;

@@ -3,10 +3,10 @@
 use core::fmt::{self, Write};
 
 use pfnguard_host_interface::Refused;
+use pfnguard_lines::Maybe;
 use pfnguard_shared::{Rule, Status};
 
 use crate::abort::Fault;
-use crate::decisions::Maybe;
 
 /// Why a test did not pass.
 #[derive(Clone, Copy, Debug)]

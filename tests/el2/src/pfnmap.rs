@@ -2,6 +2,7 @@
 
 use arrayvec::ArrayVec;
 use pfnguard_host_interface::{Exit, IpaPfn, Pfn, Promised};
+use pfnguard_lines::Verdict;
 use pfnguard_shared::info::{Capabilities, InfoSelector, RegionInfo, RegionState};
 use pfnguard_shared::manifest::ResetKind;
 use pfnguard_shared::migration::{MigrationHeader, MigrationItem};
@@ -16,7 +17,7 @@ use crate::outcome::{Failure, Outcome, aborted, denied, ensure, equal, refused};
 use crate::pci::Function;
 use crate::suite::Test;
 use crate::vm::{TestVm, args, check, ipa_address, yielded};
-use crate::{Hyp, decisions::Verdict, frames, suite};
+use crate::{Hyp, frames, suite};
 
 /// This file's tests.
 pub const TESTS: &[Test] = &[

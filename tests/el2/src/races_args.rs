@@ -3,12 +3,12 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use pfnguard_host_interface::{Hvc, Hypercall};
+use pfnguard_lines::Verdict;
 use pfnguard_shared::request::{
     CHECK_DECISIONS_OFFSET, Decision, MemType, Mode, Request, RequestWord,
 };
 use pfnguard_shared::{HostFunction, Status};
 
-use crate::decisions::Verdict;
 use crate::outcome::{Outcome, ensure};
 use crate::suite::Test;
 use crate::vm::{self, TestVm, check};

@@ -6,13 +6,13 @@ use arrayvec::ArrayVec;
 use pfnguard_host_interface::{
     ArgumentPage, Exit, GuestValue, IpaPfn, Pages, Pfn, Refused, VcpuId, VmId,
 };
+use pfnguard_lines::Verdict;
 use pfnguard_shared::Perms;
 use pfnguard_shared::request::{MAX_CHECK_ITEMS, Request};
 use pfnguard_shared::vm::ContractFlags;
 use spin::Mutex;
 
 use crate::Hyp;
-use crate::decisions::Verdict;
 use crate::frames;
 use crate::gic;
 use crate::guest_code::Program;

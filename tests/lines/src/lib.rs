@@ -1,4 +1,7 @@
-//! One request, its two decisions, and the line that says so.
+//! One request and what was decided, as a host under test prints them: the bare-metal one and the
+//! program under Linux say the same, so that one reader judges both.
+#![no_std]
+#![forbid(unsafe_code)]
 
 use core::fmt;
 
@@ -6,13 +9,11 @@ use pfnguard_host_interface::Refused;
 use pfnguard_shared::request::{Decision, MemType, Mode, Perms, Request};
 use pfnguard_shared::{NO_PFN, Rule, Status, Subject};
 
-use crate::pci::Bdf;
-
 /// A request on a BAR.
-#[derive(Clone, Copy)]
-pub struct Ask {
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<B> {
     /// The function.
-    pub bdf: Bdf,
+    pub bdf: B,
     /// Index of the BAR.
     pub bar: u16,
     /// What is asked.
@@ -20,7 +21,7 @@ pub struct Ask {
 }
 
 /// A decision with its facts, whichever way it came.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Success or the kind of refusal.
     pub status: Option<Status>,
@@ -77,6 +78,7 @@ impl Verdict {
 }
 
 /// A number, or `-`.
+#[derive(Clone, Copy, Debug)]
 pub struct Maybe(pub Option<u64>);
 
 impl fmt::Display for Maybe {
@@ -102,7 +104,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-impl fmt::Display for Ask {
+impl<B: fmt::Display> fmt::Display for Ask<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { bdf, bar, request } = self;
         let (pfn, pages) = (request.pfn, request.pages);

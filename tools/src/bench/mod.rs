@@ -14,6 +14,7 @@ use miette::{Diagnostic, miette};
 use thiserror::Error;
 
 use crate::artifacts::{self, ArtifactError};
+use crate::machine::Host;
 use crate::progress::Progress;
 use crate::qemu::{Echo, Job, RunError};
 use crate::uart::Transcript;
@@ -92,7 +93,15 @@ impl Bench {
 
     fn job<'a>(&self, bootargs: &'a str) -> Job<'a> {
         let (timeout, echo, progress) = (self.timeout, self.echo, self.progress);
-        Job { machine: machine::base(), bootargs, ram: None, timeout, echo, progress }
+        Job {
+            machine: machine::base(),
+            host: Host::BareMetal,
+            bootargs,
+            ram: None,
+            timeout,
+            echo,
+            progress,
+        }
     }
 
     /// Sets up, builds, boots and measures.

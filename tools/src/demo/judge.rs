@@ -3,13 +3,13 @@
 use pfnguard_model::{Platform, Refused, Verdict, decide};
 use pfnguard_shared::info::Capabilities;
 use pfnguard_shared::manifest::{Entry, Header, PlatformFlags};
-use pfnguard_shared::request::{HostAlias, MemType, Mode, Perms, Request, RequestFlags};
+use pfnguard_shared::request::{MemType, Mode, Perms, Request, RequestFlags};
 use pfnguard_shared::vm::ContractFlags;
 use pfnguard_shared::{NO_PFN, PAGE_SHIFT, PAGE_SIZE, Rule, Status};
 use zerocopy::FromBytes;
 
 use super::words;
-use crate::machine::{BARS, Cpu, RAM};
+use crate::machine::{Cpu, Host, RAM};
 use crate::par::{Par, ReportedType};
 use crate::uart::{Bar, Decision, Transcript};
 
@@ -33,11 +33,16 @@ pub struct Judged {
     pub quirk: Option<String>,
 }
 
-/// Judges everything that a machine with this CPU and this manifest said: its BARs, its abilities,
+/// Judges everything that a machine with this CPU, host and manifest said: its BARs, its abilities,
 /// that every combination was asked for, and each decision. Returns the decisions, and all
 /// differences.
-pub fn judge(cpu: Cpu, transcript: &Transcript, manifest: &[u8]) -> (Vec<Judged>, Vec<String>) {
-    let mut differences = bars(&transcript.bars);
+pub fn judge(
+    cpu: Cpu,
+    host: Host,
+    transcript: &Transcript,
+    manifest: &[u8],
+) -> (Vec<Judged>, Vec<String>) {
+    let mut differences = bars(host, &transcript.bars);
     differences.extend(abilities(cpu, transcript.capabilities));
     differences.extend(coverage(&transcript.bars, &transcript.decisions));
     let Some((platform, entries)) = specification(transcript, manifest) else {
@@ -45,7 +50,7 @@ pub fn judge(cpu: Cpu, transcript: &Transcript, manifest: &[u8]) -> (Vec<Judged>
         return (Vec::new(), differences);
     };
     let judge = |decision: &Decision| {
-        let verdict = decide(&platform, &entries, &request(decision), CONTRACT);
+        let verdict = decide(&platform, &entries, &request(host, decision), CONTRACT);
         let differences = compare(decision, &verdict);
         Judged { decision: decision.clone(), differences, quirk: quirk(&entries, decision) }
     };
@@ -57,9 +62,9 @@ pub fn judge(cpu: Cpu, transcript: &Transcript, manifest: &[u8]) -> (Vec<Judged>
 }
 
 /// Checks that the BARs are where the machine's description says.
-fn bars(found: &[Bar]) -> Vec<String> {
+fn bars(host: Host, found: &[Bar]) -> Vec<String> {
     let known = |bar: &Bar| {
-        BARS.iter().any(|b| {
+        host.bars().iter().any(|b| {
             (b.bdf, b.index, b.base, b.size) == (bar.bdf.as_str(), bar.index, bar.base, bar.size)
         })
     };
@@ -71,7 +76,7 @@ fn bars(found: &[Bar]) -> Vec<String> {
             format!("{bdf} BAR{index} is {size:#x} bytes at {base:#x}, which is not the machine's")
         })
         .collect();
-    for bar in BARS {
+    for bar in host.bars() {
         if !found.iter().any(|b| (b.bdf.as_str(), b.index) == (bar.bdf, bar.index)) {
             differences.push(format!("{} BAR{} was not found", bar.bdf, bar.index));
         }
@@ -160,13 +165,13 @@ fn quirk(entries: &[Entry], decision: &Decision) -> Option<String> {
     Some(String::from_utf8_lossy(&entry.quirk).trim_end_matches('\0').to_owned())
 }
 
-fn request(decision: &Decision) -> Request {
+fn request(host: Host, decision: &Decision) -> Request {
     let mut request = Request::zeroed();
     request.mode = decision.mode.raw();
     request.mem_type = decision.mem_type.raw();
     request.perms = decision.perms.raw();
     request.flags = RequestFlags::NONE.raw();
-    request.alias = HostAlias::None.raw();
+    request.alias = host.alias().raw();
     request.pfn = decision.pfn;
     request.pages = decision.pages;
     request
@@ -235,7 +240,7 @@ mod tests {
     use zerocopy::IntoBytes;
 
     use super::*;
-    use crate::machine::Machine;
+    use crate::machine::{BARS, Machine};
 
     const ABLE: Capabilities = Capabilities::LSE.with(Capabilities::IDC).with(Capabilities::FWB);
 
@@ -268,7 +273,7 @@ mod tests {
 
     fn differences(transcript: &Transcript) -> Vec<String> {
         let cpu = Machine::parallel(Cpu::CortexA710).cpu;
-        judge(cpu, transcript, Header::zeroed().as_bytes()).1
+        judge(cpu, Host::BareMetal, transcript, Header::zeroed().as_bytes()).1
     }
 
     #[test]

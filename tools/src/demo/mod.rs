@@ -5,12 +5,12 @@ mod judge;
 mod table;
 mod words;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use miette::{Context, IntoDiagnostic, miette};
 
-use crate::machine::Machine;
+use crate::machine::{Host, Machine};
 use crate::oracle::Oracle;
 use crate::progress::Progress;
 use crate::qemu::{Echo, Job, Run};
@@ -27,8 +27,6 @@ pub struct Demo {
     pub timeout: Duration,
     /// Whether to show the UART.
     pub echo: Echo,
-    /// Where to keep the UART's log.
-    pub keep_log: Option<PathBuf>,
     /// How to show progress.
     pub progress: Progress,
     /// Whether what is executed is judged.
@@ -56,21 +54,32 @@ impl Demo {
         let artifacts = artifacts::build(self.progress)?;
         let (machine, timeout) = (self.machine, self.timeout);
         let (echo, progress) = (self.echo, self.progress);
-        let job = Job { machine, bootargs: "demo", ram: None, timeout, echo, progress };
+        let host = Host::BareMetal;
+        let job = Job { machine, host, bootargs: "demo", ram: None, timeout, echo, progress };
         let run = job.run_under(&self.oracle, &artifacts)?;
-        if let Some(path) = &self.keep_log {
-            let log = run.log.join("\n") + "\n";
-            let problem = || format!("cannot keep the log in {}", path.display());
-            std::fs::write(path, log).into_diagnostic().wrap_err_with(problem)?;
-        }
-        let (decisions, mut differences) = judge(machine.cpu, &run.transcript, &run.manifest);
-        let mut problems = run.problems();
-        problems.append(&mut differences);
-        Ok(Outcome { run, decisions, differences: problems })
+        Ok(Outcome::of(machine, host, run))
     }
 }
 
 impl Outcome {
+    /// Judges a run of a host that did the main job.
+    pub fn of(machine: Machine, host: Host, run: Run) -> Self {
+        let (decisions, mut differences) = judge(machine.cpu, host, &run.transcript, &run.manifest);
+        let mut problems = run.problems();
+        problems.append(&mut differences);
+        Self { run, decisions, differences: problems }
+    }
+
+    /// Keeps the machine's log in a file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep_log(&self, path: &Path) -> miette::Result<()> {
+        let log = self.run.log.join("\n") + "\n";
+        let problem = || format!("cannot keep the log in {}", path.display());
+        std::fs::write(path, log).into_diagnostic().wrap_err_with(problem)
+    }
+
     /// Returns the table of all decisions, and a summary.
     pub fn table(&self) -> String {
         table::render(&self.run.transcript, &self.decisions)

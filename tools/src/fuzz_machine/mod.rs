@@ -21,7 +21,7 @@ use pfnguard_shared::manifest::{Entry, Header, PlatformFlags};
 use pfnguard_shared::{HostFunction, PAGE_SHIFT};
 use zerocopy::FromBytes;
 
-use crate::machine::{Clock, Machine, RAM};
+use crate::machine::{Host, Clock, Machine, RAM};
 use crate::oracle::{Oracle, Oversight};
 use crate::progress::Progress;
 use crate::qemu::{Echo, Job, Run};
@@ -93,7 +93,8 @@ impl RandomRun {
         let bootargs = format!("fuzz={},{}", self.seed, self.calls);
         let (bootargs, ram) = (bootargs.as_str(), Some(file.0.as_path()));
         let (echo, progress) = (self.echo, self.progress);
-        let job = Job { machine, bootargs, ram, timeout, echo, progress };
+        let host = Host::BareMetal;
+        let job = Job { machine, host, bootargs, ram, timeout, echo, progress };
         let run = job.run_under(&self.oracle, &artifacts)?;
         let ram = Ram::open(&file.0).into_diagnostic().wrap_err("the machine's RAM")?;
         self.judge(&run, &ram).map_err(|problems| {

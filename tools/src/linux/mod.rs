@@ -10,7 +10,7 @@ mod packages;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -18,7 +18,8 @@ use miette::Diagnostic;
 use thiserror::Error;
 
 use crate::artifacts::{self, ArtifactError};
-use crate::machine::{El2, LinuxBoot, Machine};
+use crate::demo::Outcome;
+use crate::machine::{El2, Host, LinuxBoot, Machine};
 use crate::oracle::Oversight;
 use crate::progress::Progress;
 use crate::qemu::{Echo, Job, Run};
@@ -31,12 +32,17 @@ pub use packages::Kernel;
 
 /// What the tools of the compiler begin with.
 const CROSS_COMPILE: &str = "aarch64-linux-gnu-";
-/// Modules of the stock kernel for the machine's disk and network, in the order to load them.
+/// Modules of the stock kernel for the machine's disk and network, and to give devices to programs, in
+/// the order to load them.
 const STOCK_MODULES: &[&str] = &[
     "drivers/block/virtio_blk",
     "net/core/failover",
     "drivers/net/net_failover",
     "drivers/net/virtio_net",
+    "drivers/vfio/vfio",
+    "drivers/vfio/vfio_iommu_type1",
+    "drivers/vfio/pci/vfio-pci-core",
+    "drivers/vfio/pci/vfio-pci",
 ];
 /// Bytes of the machine's disk.
 const DISK: u64 = 16 << 20;
@@ -80,6 +86,8 @@ pub enum LinuxError {
 /// What the machine is to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
+    /// A launch; then the main job through /dev/pfnguard, on the devices that the kernel has found.
+    Demo,
     /// Refusals, then a launch; hotplug, load, disk and network under the hypervisor; an attack.
     Launch,
     /// No launch: the kernel itself runs at EL2.
@@ -102,6 +110,7 @@ impl Scenario {
     /// Returns its name, for people and for the machine.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Demo => "demo",
             Self::Launch => "launch",
             Self::Vhe => "vhe",
             Self::Kvm => "kvm",
@@ -116,7 +125,8 @@ impl Scenario {
     const fn el2(self) -> El2 {
         match self {
             Self::NoEl2 => El2::Absent,
-            Self::Launch
+            Self::Demo
+            | Self::Launch
             | Self::Vhe
             | Self::Kvm
             | Self::Its
@@ -129,7 +139,7 @@ impl Scenario {
     /// Returns what the kernel is told: what is not needed on a CPU does no harm there.
     const fn parameters(self) -> &'static str {
         match self {
-            Self::Launch | Self::NoEl2 | Self::Stress | Self::Cost => {
+            Self::Demo | Self::Launch | Self::NoEl2 | Self::Stress | Self::Cost => {
                 "kvm-arm.mode=none id_aa64mmfr1.vh=0 irqchip.gicv3_nolpi=1"
             }
             Self::Vhe => "kvm-arm.mode=none irqchip.gicv3_nolpi=1",
@@ -181,6 +191,14 @@ impl Linux {
         verdict(&self.listen()?)
     }
 
+    /// Does the main job under Linux.
+    ///
+    /// # Errors
+    /// As [`Self::run`], where there is nothing to judge.
+    pub fn demo(&self) -> miette::Result<Outcome> {
+        Ok(Outcome::of(self.machine, Host::Linux, self.listen()?))
+    }
+
     fn listen(&self) -> miette::Result<Run> {
         setup::ensure(self.progress)?;
         let (kernel, module) = build_module(self.progress)?;
@@ -188,19 +206,22 @@ impl Linux {
             let _lock = workspace::lock("linux").map_err(LinuxError::from)?;
             module::build(&kernel, "tests/linux/attack", &[], self.progress)?
         };
-        self.boot(&kernel, &module, &attack)
+        let program = artifacts::linux_program(self.progress)?;
+        let own = [("pfnguard.ko", module), ("attack.ko", attack), ("bin/program", program)];
+        self.boot(&kernel, &own)
     }
 
-    fn boot(&self, kernel: &Kernel, module: &Path, attack: &Path) -> miette::Result<Run> {
+    fn boot(&self, kernel: &Kernel, own: &[(&str, PathBuf)]) -> miette::Result<Run> {
         let scenario = self.scenario.name();
         let name = format!("linux-{scenario}");
         let (bootargs, timeout) = (name.as_str(), self.timeout);
         let (machine, echo, progress) = (self.machine, self.echo, self.progress);
-        let job = Job { machine, bootargs, ram: None, timeout, echo, progress };
+        let host = Host::Linux;
+        let job = Job { machine, host, bootargs, ram: None, timeout, echo, progress };
         let manifest = job.manifest()?;
         let directory = workspace::output_dir().join(machine.to_string());
         let initrd = directory.join(format!("{name}.cpio"));
-        let archive = self.archive(kernel, module, attack, &manifest)?;
+        let archive = archive(kernel, own, &manifest)?;
         artifacts::put(&initrd, &archive).map_err(LinuxError::from)?;
         let disk = Disk::create(directory.join(format!("{name}.{}.disk", workspace::unique())))?;
         let parameters = self.scenario.parameters();
@@ -222,31 +243,31 @@ impl Linux {
         }
         Ok(run)
     }
+}
 
-    fn archive(
-        &self,
-        kernel: &Kernel,
-        module: &Path,
-        attack: &Path,
-        manifest: &[u8],
-    ) -> Result<Vec<u8>, LinuxError> {
-        let mut archive = Initramfs::new();
-        for directory in
-            ["bin", "proc", "sys", "tmp", "modules", "lib", "lib/firmware", "lib/firmware/pfnguard"]
-        {
-            archive.directory(directory);
-        }
-        archive.copy("bin/busybox", &kernel.busybox())?;
-        archive.copy("init", &workspace::root().join("tests/linux/init"))?;
-        archive.copy("pfnguard.ko", module)?;
-        archive.copy("attack.ko", attack)?;
-        for (index, stock) in STOCK_MODULES.iter().enumerate() {
-            let name = stock.rsplit('/').next().unwrap_or(stock);
-            archive.copy(&format!("modules/{index}-{name}.ko.xz"), &kernel.module(stock))?;
-        }
-        archive.file("lib/firmware/pfnguard/manifest.bin", manifest.to_vec());
-        Ok(archive.bytes()?)
+/// Returns the initial file system: the kernel's, and `own` files.
+fn archive(
+    kernel: &Kernel,
+    own: &[(&str, PathBuf)],
+    manifest: &[u8],
+) -> Result<Vec<u8>, LinuxError> {
+    let mut archive = Initramfs::new();
+    for directory in
+        ["bin", "proc", "sys", "tmp", "modules", "lib", "lib/firmware", "lib/firmware/pfnguard"]
+    {
+        archive.directory(directory);
     }
+    archive.copy("bin/busybox", &kernel.busybox())?;
+    archive.copy("init", &workspace::root().join("tests/linux/init"))?;
+    for (name, path) in own {
+        archive.copy(name, path)?;
+    }
+    for (index, stock) in STOCK_MODULES.iter().enumerate() {
+        let name = stock.rsplit('/').next().unwrap_or(stock);
+        archive.copy(&format!("modules/{index}-{name}.ko.xz"), &kernel.module(stock))?;
+    }
+    archive.file("lib/firmware/pfnguard/manifest.bin", manifest.to_vec());
+    Ok(archive.bytes()?)
 }
 
 /// A disk, deleted when it is let go of.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::OracleError;
-use crate::machine::{Machine, comma_safe};
+use crate::machine::{Host, Machine, comma_safe};
 use crate::progress::Progress;
 use crate::{artifacts, process, workspace};
 
@@ -61,7 +61,7 @@ pub fn probe(plugin: &Path, machine: &Machine) -> Result<(), String> {
 /// Lets QEMU do the least for which it loads plugins.
 fn load(plugin: &Path, machine: &Machine) -> Result<(), String> {
     let dtb = workspace::output_dir().join(format!("probe.{}.dtb", workspace::unique()));
-    let mut command = machine.dump_dtb(&dtb);
+    let mut command = machine.dump_dtb(Host::BareMetal, &dtb);
     command.arg("-plugin").arg(comma_safe(plugin));
     let (loaded, output) = process::watch(&mut command, |_| ());
     let _ = fs::remove_file(&dtb);
