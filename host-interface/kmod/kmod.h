@@ -3,6 +3,7 @@
 #ifndef _PFNGUARD_KMOD_H
 #define _PFNGUARD_KMOD_H
 
+#include <linux/gfp.h>
 #include <linux/init.h>
 #include <linux/types.h>
 
@@ -10,6 +11,12 @@
 
 struct arm_smccc_1_2_regs;
 struct seq_file;
+
+/*
+ * Memory that becomes the hypervisor's or a guest's. Nobody is killed for it: a
+ * program that asks for too much gets an error.
+ */
+#define PFNGUARD_GFP	(GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
 
 /* payload.S */
 extern const u8 pfnguard_payload[];

@@ -137,8 +137,7 @@ int pfnguard_user_unshare(struct pfnguard_user_vm *user,
 static int donate(struct pfnguard_user_vm *user, struct pfnguard_ram_args *args,
 		  unsigned long count)
 {
-	void *memory = alloc_pages_exact(args->size,
-					 GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	void *memory = alloc_pages_exact(args->size, PFNGUARD_GFP);
 	int ret;
 
 	if (!memory)

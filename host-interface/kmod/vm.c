@@ -73,7 +73,7 @@ static void *alloc_tables(u32 tables)
 	if (!tables || tables > PFNGUARD_MAX_TABLES)
 		return ERR_PTR(-EINVAL);
 	return alloc_pages_exact((size_t)tables << PAGE_SHIFT,
-				 GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN) ?:
+				 PFNGUARD_GFP | __GFP_ZERO) ?:
 	       ERR_PTR(-ENOMEM);
 }
 
@@ -211,7 +211,7 @@ static unsigned long run_of(struct page **pages, unsigned long count)
 	unsigned long first = page_to_pfn(pages[0]);
 	unsigned long n = 1;
 
-	count = min(count, (unsigned long)PFNGUARD_MAX_RANGE_PAGES);
+	count = min_t(unsigned long, count, PFNGUARD_MAX_RANGE_PAGES);
 	while (n < count && page_to_pfn(pages[n]) == first + n)
 		n++;
 	return n;

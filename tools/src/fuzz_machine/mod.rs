@@ -21,7 +21,7 @@ use pfnguard_shared::manifest::{Entry, Header, PlatformFlags};
 use pfnguard_shared::{HostFunction, PAGE_SHIFT};
 use zerocopy::FromBytes;
 
-use crate::machine::{Host, Clock, Machine, RAM};
+use crate::machine::{Clock, Host, Machine, RAM};
 use crate::oracle::{Oracle, Oversight};
 use crate::progress::Progress;
 use crate::qemu::{Echo, Job, Run};

@@ -11,6 +11,7 @@ use pfnguard_shared::vm::ContractFlags;
 use pfnguard_shared::{PAGE_SHIFT, Status};
 
 use crate::device::{Device, Failed, Vm};
+use crate::outcome::Outcome;
 use crate::pci::{self, Bar};
 use crate::vfio::{self, Mapping};
 
@@ -38,7 +39,7 @@ struct Target<'a> {
 }
 
 /// Runs the main job and prints its `@end` line.
-pub fn run() -> io::Result<()> {
+pub fn run() -> Outcome {
     let device = Device::open()?;
     let [capabilities, ..] = device.info(InfoSelector::Platform)?;
     println!("@caps value={capabilities:#x}");

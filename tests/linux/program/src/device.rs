@@ -1,9 +1,12 @@
 //! `/dev/pfnguard`, call by call.
 
+use std::error::Error;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use pfnguard_lines::Verdict;
 use pfnguard_shared::device::{
     BindArgs, CheckArgs, GuestArgs, InfoArgs, RamArgs, RegionArgs, TablesArgs, VmArgs,
 };
@@ -40,9 +43,17 @@ pub struct Failed {
     pub decision: Decision,
 }
 
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}", self.errno, Verdict::from(self.decision))
+    }
+}
+
+impl Error for Failed {}
+
 impl From<Failed> for io::Error {
     fn from(failed: Failed) -> Self {
-        Self::other(format!("{failed:?}"))
+        Self::other(failed)
     }
 }
 
@@ -74,7 +85,12 @@ impl Device {
 
     /// Asks what the hypervisor says of itself.
     pub fn info(&self, selector: InfoSelector) -> io::Result<[u64; 4]> {
-        let mut args = InfoArgs { selector: selector.raw(), values: [0; 4] };
+        self.info_of(selector.raw())
+    }
+
+    /// Asks the same by number.
+    pub fn info_of(&self, selector: u64) -> io::Result<[u64; 4]> {
+        let mut args = InfoArgs { selector, values: [0; 4] };
         // SAFETY: the file is open, and the argument has the layout that the call's number names.
         unsafe { raw::info(self.0.as_raw_fd(), &mut args) }?;
         Ok(args.values)
@@ -97,17 +113,6 @@ impl Device {
         let (file, _) = call!(create_vm, self.0, args)?;
         // SAFETY: the call has made this file for the caller alone.
         Ok(Vm(unsafe { OwnedFd::from_raw_fd(file) }))
-    }
-
-    /// Returns the file's number, to pass on.
-    pub fn raw(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-impl AsRawFd for Device {
-    fn as_raw_fd(&self) -> RawFd {
-        self.raw()
     }
 }
 
@@ -161,11 +166,5 @@ impl Vm {
     /// Returns what the CPU reports of a page of the guest.
     pub fn probe(&self, guest: u64) -> Result<u64, Failed> {
         call!(probe, self.0, GuestArgs { guest, ..GuestArgs::zeroed() }).map(|(_, args)| args.value)
-    }
-}
-
-impl AsRawFd for Vm {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
     }
 }

@@ -3,19 +3,29 @@
 //!
 //! `program demo` is the main job; the other words are attacks and say nothing if they are withstood.
 
+mod arguments;
+mod attacks;
 mod demo;
 mod device;
+mod memory;
+mod outcome;
 mod pci;
 mod vfio;
 
-use std::io;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let word = std::env::args().nth(1).unwrap_or_default();
     let done = match word.as_str() {
         "demo" => demo::run(),
-        _ => Err(io::Error::other(format!("unknown word `{word}`"))),
+        "arguments" => arguments::run(),
+        "memlock" => arguments::memlock(),
+        "mappings" => attacks::mappings(),
+        "races" => attacks::races(),
+        "killed" => attacks::killed(),
+        "exhaust" => attacks::exhaust(),
+        "hold" => attacks::hold(),
+        _ => Err(format!("unknown word `{word}`").into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::libc::c_ulong;
@@ -56,6 +56,9 @@ pub struct Mapping {
     pub size: usize,
 }
 
+// SAFETY: a mapping belongs to the process, not to a thread.
+unsafe impl Send for Mapping {}
+
 fn open(path: &str) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
 }
@@ -88,8 +91,19 @@ impl Function {
         Ok(info)
     }
 
-    /// Maps `pages` of a BAR, to load from and to store to.
+    /// Maps a BAR, to load from and to store to.
     pub fn map(&self, bar: u8, size: u64) -> io::Result<Mapping> {
+        self.map_at(bar, size, None, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    /// Maps a BAR at an address whose mapping it replaces, or where there is room.
+    pub fn map_at(
+        &self,
+        bar: u8,
+        size: u64,
+        address: Option<NonZeroUsize>,
+        protection: ProtFlags,
+    ) -> io::Result<Mapping> {
         let info = self.region(bar)?;
         if info.flags & FLAG_MMAP == 0 {
             return Err(io::Error::other(format!("BAR{bar} cannot be mapped: {info:?}")));
@@ -97,11 +111,11 @@ impl Function {
         let length = usize::try_from(size).ok().and_then(NonZeroUsize::new);
         let length = length.ok_or_else(|| io::Error::other("an empty BAR"))?;
         let offset = i64::try_from(info.offset).map_err(io::Error::other)?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping where the kernel has room.
-        let start = unsafe {
-            mmap(None, length, protection, MapFlags::MAP_SHARED, self.device.as_fd(), offset)
-        }?;
+        let fixed = if address.is_some() { MapFlags::MAP_FIXED } else { MapFlags::empty() };
+        let flags = MapFlags::MAP_SHARED | fixed;
+        // SAFETY: a new mapping; what it replaces is the caller's, who has no reference into it.
+        let start =
+            unsafe { mmap(address, length, protection, flags, self.device.as_fd(), offset) }?;
         Ok(Mapping { start, size: length.get() })
     }
 
@@ -109,12 +123,6 @@ impl Function {
     pub fn reset(&self) -> nix::Result<()> {
         // SAFETY: the file is open, and the call takes nothing.
         unsafe { raw::reset(self.device.as_raw_fd()) }.map(drop)
-    }
-}
-
-impl AsRawFd for Function {
-    fn as_raw_fd(&self) -> RawFd {
-        self.device.as_raw_fd()
     }
 }
 
@@ -135,6 +143,14 @@ impl Mapping {
 const DEVICE_STATUS: usize = 0x14;
 
 impl Mapping {
+    /// Has the kernel read the first word, and write it to a file.
+    pub fn write_to(&self, path: &str) -> nix::Result<()> {
+        let file = File::create(path).map_err(|_| nix::Error::EIO)?;
+        // SAFETY: the mapping is there; what it holds is the kernel's to read, this program has no reference to it.
+        let written = unsafe { nix::libc::write(file.as_raw_fd(), self.start.as_ptr(), 4) };
+        nix::Error::result(written).map(drop)
+    }
+
     /// Resets the virtio device whose common configuration this is (Virtio 1.2, 2.4).
     pub fn reset_virtio(&self) {
         assert!(DEVICE_STATUS < self.size);
