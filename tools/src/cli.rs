@@ -53,7 +53,7 @@ enum Command {
     /// Counts TLB, barrier and cache operations of each kind of call in a run of all tests.
     Maintenance(MaintenanceArgs),
     /// Judges a trace that `test-machine --keep-trace` has kept.
-    Trace(TraceArgs),
+    Judge(JudgeArgs),
     /// Fuzzes calls and file formats, each target for some minutes; installs cargo-fuzz if needed.
     Fuzz(FuzzArgs),
     /// Plants each bug of tests/seeds in a copy of the tree, and fails if no test sees one.
@@ -109,7 +109,7 @@ struct MaintenanceArgs {
 }
 
 #[derive(Debug, Args)]
-struct TraceArgs {
+struct JudgeArgs {
     /// The trace.
     file: PathBuf,
 }
@@ -300,7 +300,7 @@ impl Cli {
             Some(Command::TestMachine(args)) => test_machine(args),
             Some(Command::FuzzMachine(args)) => fuzz_machine(&args),
             Some(Command::Maintenance(args)) => maintenance(args),
-            Some(Command::Trace(args)) => {
+            Some(Command::Judge(args)) => {
                 println!("{}", oracle::judge_file(&args.file, progress)?);
                 Ok(())
             }
