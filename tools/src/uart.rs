@@ -5,37 +5,13 @@
 //! not start with `@` are log. A malformed `@` line is an error of the run, not of the reader: it
 //! is kept as a problem, so that the rest can still be shown.
 
-use std::collections::HashMap;
-
 use pfnguard_shared::info::Capabilities;
 use pfnguard_shared::request::{MemType, Mode, Perms};
 use pfnguard_shared::{Rule, Status, Subject};
-use thiserror::Error;
 
-/// Why an `@` line could not be read.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum LineError {
-    /// The word after `@` is none of this protocol's.
-    #[error("unknown line `@{0}`")]
-    UnknownWord(String),
-    /// A field is not `key=value`.
-    #[error("`{0}` is not a key=value field")]
-    NotAField(String),
-    /// A field is given twice.
-    #[error("field `{0}` is given twice")]
-    Twice(String),
-    /// A field is missing.
-    #[error("field `{0}` is missing")]
-    Missing(&'static str),
-    /// A field's value is not what the field holds.
-    #[error("field `{key}` cannot be `{value}`")]
-    BadValue {
-        /// The field.
-        key: &'static str,
-        /// Its value.
-        value: String,
-    },
-}
+use crate::fields::{Fields, number};
+
+pub use crate::fields::LineError;
 
 /// A PCI function that the host found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -272,50 +248,11 @@ pub fn parse(line: &str) -> Result<Line, LineError> {
         "end" => Fields::read(words)?.end().map(Line::End),
         "fuzz" => Ok(Line::Fuzz(words.collect::<Vec<_>>().join(" "))),
         "mismatch" | "demo" | "unknown" => Ok(Line::Complaint(words.collect::<Vec<_>>().join(" "))),
-        unknown => Err(LineError::UnknownWord(unknown.to_owned())),
+        unknown => Err(LineError::UnknownWord(format!("@{unknown}"))),
     }
 }
 
-/// The fields of one line, by key.
-struct Fields<'a>(HashMap<&'a str, &'a str>);
-
-impl<'a> Fields<'a> {
-    fn read(words: impl Iterator<Item = &'a str>) -> Result<Self, LineError> {
-        let mut fields = HashMap::new();
-        for word in words {
-            let Some((key, value)) = word.split_once('=') else {
-                return Err(LineError::NotAField(word.to_owned()));
-            };
-            if fields.insert(key, value).is_some() {
-                return Err(LineError::Twice(key.to_owned()));
-            }
-        }
-        Ok(Self(fields))
-    }
-
-    fn text(&self, key: &'static str) -> Result<&'a str, LineError> {
-        self.0.get(key).copied().ok_or(LineError::Missing(key))
-    }
-
-    /// Reads a field with `decode`; its `None` is a bad value.
-    fn with<T>(
-        &self,
-        key: &'static str,
-        decode: impl FnOnce(&str) -> Option<T>,
-    ) -> Result<T, LineError> {
-        let value = self.text(key)?;
-        decode(value).ok_or_else(|| LineError::BadValue { key, value: value.to_owned() })
-    }
-
-    fn number<T: TryFrom<u64>>(&self, key: &'static str) -> Result<T, LineError> {
-        self.with(key, |value| T::try_from(number(value)?).ok())
-    }
-
-    /// Reads a number, or `-` for none.
-    fn option(&self, key: &'static str) -> Result<Option<u64>, LineError> {
-        self.with(key, |value| if value == "-" { Some(None) } else { number(value).map(Some) })
-    }
-
+impl Fields<'_> {
     fn device(&self) -> Result<Device, LineError> {
         Ok(Device {
             bdf: self.text("bdf")?.to_owned(),
@@ -374,7 +311,7 @@ impl<'a> Fields<'a> {
             "ok" => Outcome::Passed,
             "fail" => Outcome::Failed(self.text("why")?.to_owned()),
             "skip" => Outcome::Skipped(self.text("why")?.to_owned()),
-            unknown => return Err(LineError::UnknownWord(format!("test {unknown}"))),
+            unknown => return Err(LineError::UnknownWord(format!("@test {unknown}"))),
         };
         Ok(Test { name: self.text("name")?.to_owned(), outcome })
     }
@@ -386,14 +323,6 @@ impl<'a> Fields<'a> {
 
     fn end(&self) -> Result<End, LineError> {
         Ok(End { passed: self.number("passed")?, failed: self.number("failed")? })
-    }
-}
-
-/// Reads `0x…` or decimal.
-fn number(text: &str) -> Option<u64> {
-    match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
     }
 }
 
@@ -474,7 +403,7 @@ mod tests {
 
     #[test]
     fn malformed_lines_are_named() {
-        assert_eq!(parse("@what a=b"), Err(LineError::UnknownWord("what".into())));
+        assert_eq!(parse("@what a=b"), Err(LineError::UnknownWord("@what".into())));
         assert_eq!(parse("@end passed=1"), Err(LineError::Missing("failed")));
         assert_eq!(parse("@end passed"), Err(LineError::NotAField("passed".into())));
         assert_eq!(parse("@end passed=1 passed=2"), Err(LineError::Twice("passed".into())));

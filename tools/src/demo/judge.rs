@@ -8,10 +8,10 @@ use pfnguard_shared::vm::ContractFlags;
 use pfnguard_shared::{NO_PFN, PAGE_SHIFT, PAGE_SIZE, Rule, Status};
 use zerocopy::FromBytes;
 
-use super::words;
 use crate::machine::{Cpu, Host, RAM};
 use crate::par::{Par, ReportedType};
 use crate::uart::{Bar, Decision, Transcript};
+use crate::words;
 
 /// The contract of the VM that the bare-metal host asks for.
 const CONTRACT: ContractFlags = ContractFlags::NONE;

@@ -3,7 +3,6 @@
 
 mod judge;
 mod table;
-mod words;
 
 use std::path::Path;
 use std::time::Duration;

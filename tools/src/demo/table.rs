@@ -7,9 +7,10 @@ use pfnguard_shared::info::Capabilities;
 use pfnguard_shared::{Rule, Status};
 
 use super::judge::Judged;
-use super::words;
+use crate::columns;
 use crate::par::Par;
 use crate::uart::{Decision, Transcript};
+use crate::words;
 
 /// One row: the cells, left to right.
 type Row = [String; 6];
@@ -19,9 +20,8 @@ const TITLES: [&str; 6] = ["device", "BAR", "request", "decision", "rule", "CPU 
 
 /// Renders the decisions, the rules that refused, and a summary.
 pub(super) fn render(transcript: &Transcript, decisions: &[Judged]) -> String {
-    let mut rows = vec![TITLES.map(str::to_owned)];
-    rows.extend(decisions.iter().map(|judged| row(transcript, judged)));
-    let mut text = align(&rows);
+    let rows: Vec<Row> = decisions.iter().map(|judged| row(transcript, judged)).collect();
+    let mut text = columns::align(TITLES, &rows);
     text.push('\n');
     text.push_str(&legend(decisions));
     text.push_str(&summary(transcript, decisions));
@@ -67,24 +67,6 @@ fn reason(Judged { decision, quirk, .. }: &Judged) -> String {
         (Status::Success, None) => "not probed".to_owned(),
         _ => words::explain(decision.subject, decision.requested, decision.granted),
     }
-}
-
-fn align(rows: &[Row]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
-    let mut text = String::new();
-    for (index, row) in rows.iter().enumerate() {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        text.push_str(line.trim_end());
-        text.push('\n');
-        if index == 0 {
-            let rule = widths.map(|width| "-".repeat(width)).join("  ");
-            text.push_str(&rule);
-            text.push('\n');
-        }
-    }
-    text
 }
 
 /// Lists the rules that refused something, each in its own sentence.

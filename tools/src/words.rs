@@ -1,4 +1,4 @@
-//! The two values of a refusal in words.
+//! Numbers of the ABI in words: what was asked for, what was granted, what a refusal is about.
 
 use pfnguard_shared::info::{Capabilities, RegionState};
 use pfnguard_shared::manifest::RegionFlags;
@@ -7,7 +7,7 @@ use pfnguard_shared::vm::{PageState, VmState};
 use pfnguard_shared::{Constant, MemType, Mode, Subject};
 
 /// Says what a refusal is about: what was asked for or needed, and what was granted or there.
-pub(super) fn explain(subject: Subject, requested: u64, granted: u64) -> String {
+pub fn explain(subject: Subject, requested: u64, granted: u64) -> String {
     let (left, right) = (value(subject, requested), value(subject, granted));
     match subject {
         Subject::None => String::new(),
@@ -59,12 +59,12 @@ fn value(subject: Subject, value: u64) -> String {
 }
 
 /// Writes permissions as letters.
-pub(super) fn letters(perms: Perms) -> String {
+pub fn letters(perms: Perms) -> String {
     permissions(perms.raw().into())
 }
 
 /// Writes what was asked for.
-pub(super) fn request(mode: Mode, mem_type: MemType, perms: Perms) -> String {
+pub fn request(mode: Mode, mem_type: MemType, perms: Perms) -> String {
     format!("{:<6} {:<11} {:<2}", mode.name(), mem_type.name(), letters(perms))
 }
 
