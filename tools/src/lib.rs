@@ -26,5 +26,6 @@ pub mod seeds;
 pub mod setup;
 pub mod suite;
 pub mod uart;
+pub mod viewer;
 pub mod words;
 pub mod workspace;

@@ -68,14 +68,16 @@ pub fn request(mode: Mode, mem_type: MemType, perms: Perms) -> String {
     format!("{:<6} {:<11} {:<2}", mode.name(), mem_type.name(), letters(perms))
 }
 
-fn permissions(value: u64) -> String {
+/// Writes permissions as letters, whatever is set beside them.
+pub fn permissions(value: u64) -> String {
     let letter = |name: &str| name.chars().next().map_or('?', |c| if c == 'E' { 'X' } else { c });
     let set = Perms::CONSTANTS.iter().filter(|bit| is_set(value, bit));
     let letters: String = set.map(|bit| letter(bit.name)).collect();
     if letters.is_empty() { "none".to_owned() } else { letters }
 }
 
-fn bits(constants: &[Constant], value: u64, name: impl Fn(&str) -> String) -> String {
+/// Writes the names of the bits that are set; those without one as a number.
+pub fn bits(constants: &[Constant], value: u64, name: impl Fn(&str) -> String) -> String {
     let mut names: Vec<String> =
         constants.iter().filter(|bit| is_set(value, bit)).map(|bit| name(bit.name)).collect();
     let known = constants.iter().fold(0, |sum, bit| sum | bit.value.cast_unsigned());
@@ -85,7 +87,8 @@ fn bits(constants: &[Constant], value: u64, name: impl Fn(&str) -> String) -> St
     if names.is_empty() { "none".to_owned() } else { names.join("+") }
 }
 
-fn number(constants: &[Constant], value: u64) -> String {
+/// Writes the name of a number, or the number where it has none.
+pub fn number(constants: &[Constant], value: u64) -> String {
     let known = constants.iter().find(|constant| constant.value.cast_unsigned() == value);
     known.map_or_else(|| format!("{value:#x}"), |constant| constant.name.to_owned())
 }
