@@ -20,6 +20,7 @@ use crate::progress::Progress;
 use crate::qemu::Echo;
 use crate::seeds;
 use crate::suite::Suite;
+use crate::viewer::trace::{self, TraceArgs};
 use crate::{manifest, setup};
 
 /// pfnguard: a small protected hypervisor that decides which memory type a guest gets.
@@ -66,6 +67,8 @@ enum Command {
     LinuxBench(LinuxBenchArgs),
     /// Fetches a stock Debian kernel's headers and builds pfnguard.ko for it.
     Kmod,
+    /// Shows what the hypervisor has written down of calls, decisions, pages and faults.
+    Trace(TraceArgs),
     /// Makes a flat image of an ELF file.
     Image(ImageArgs),
     /// Compiles, derives, checks and shows manifests.
@@ -323,6 +326,7 @@ impl Cli {
                 println!("{}", module.display());
                 Ok(())
             }
+            Some(Command::Trace(args)) => trace::run(args),
             Some(Command::Image(args)) => Ok(image(&args)?),
             Some(Command::Manifest(command)) => manifest::run(command),
         }

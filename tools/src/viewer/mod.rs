@@ -1,5 +1,7 @@
-//! Viewers of what the hypervisor shows: its trace rings.
+//! Viewers of what the hypervisor shows: its trace rings ([`trace`]).
 
+pub mod export;
+pub mod files;
 pub mod filter;
 pub mod line;
 pub mod pages;
@@ -8,3 +10,4 @@ pub mod ring;
 pub mod syndrome;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod trace;
