@@ -1,12 +1,14 @@
-//! Viewers of what the hypervisor shows: its trace rings ([`trace`]).
+//! Viewers of what the hypervisor shows: its trace rings ([`trace`]), and who owns what ([`owner`]).
 
 pub mod export;
 pub mod files;
 pub mod filter;
 pub mod line;
+pub mod owner;
 pub mod pages;
 pub mod record;
 pub mod ring;
+pub mod snapshot;
 pub mod syndrome;
 #[cfg(test)]
 pub(crate) mod testing;
