@@ -20,6 +20,7 @@ use crate::progress::Progress;
 use crate::qemu::Echo;
 use crate::seeds;
 use crate::suite::Suite;
+use crate::viewer::map::{self, MapArgs};
 use crate::viewer::trace::{self, TraceArgs};
 use crate::{manifest, setup};
 
@@ -69,6 +70,8 @@ enum Command {
     Kmod,
     /// Shows what the hypervisor has written down of calls, decisions, pages and faults.
     Trace(TraceArgs),
+    /// Shows who owns which memory, with which type, as the kernel module knows it.
+    Map(MapArgs),
     /// Makes a flat image of an ELF file.
     Image(ImageArgs),
     /// Compiles, derives, checks and shows manifests.
@@ -327,6 +330,7 @@ impl Cli {
                 Ok(())
             }
             Some(Command::Trace(args)) => trace::run(args),
+            Some(Command::Map(args)) => map::run(&args),
             Some(Command::Image(args)) => Ok(image(&args)?),
             Some(Command::Manifest(command)) => manifest::run(command),
         }

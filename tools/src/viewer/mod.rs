@@ -1,9 +1,11 @@
-//! Viewers of what the hypervisor shows: its trace rings ([`trace`]), and who owns what ([`owner`]).
+//! Viewers of what the hypervisor shows: its trace rings ([`trace`]), and who owns what ([`map`]).
 
 pub mod export;
 pub mod files;
 pub mod filter;
+pub mod html;
 pub mod line;
+pub mod map;
 pub mod owner;
 pub mod pages;
 pub mod record;
