@@ -180,6 +180,13 @@ mod tests {
     }
 
     #[test]
+    fn the_document_shows_this_table() {
+        let document = fs::read_to_string(workspace::root().join("docs/viewers.md")).unwrap();
+        let table = map(SNAPSHOT).table();
+        assert!(document.contains(&format!("<!-- map -->\n```text\n{table}```\n")), "{table}");
+    }
+
+    #[test]
     fn sizes_are_short_whatever_they_are() {
         let text = |count| size(Pages::new(Pfn(0), count).unwrap());
         assert_eq!(

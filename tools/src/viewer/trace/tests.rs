@@ -78,6 +78,8 @@ fn records_of_all_cpus_are_in_the_order_of_time() {
     let shown = lines(&look.events).replace(&format!(" {refusal}"), "");
     assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
     assert!(lines(&look.events).contains(&format!("alias=None {refusal}\n")));
+    let document = fs::read_to_string(workspace::root().join("docs/viewers.md")).unwrap();
+    assert!(document.contains(&format!("<!-- trace -->\n```text\n{}```\n", lines(&look.events))));
 }
 
 #[test]
