@@ -47,7 +47,8 @@ fn perfetto(cpus: &BTreeSet<u32>, events: &[Event]) -> serde_json::Result<String
 
 /// Names a CPU's track, and puts it into its place.
 fn track(cpu: u32) -> [Value; 2] {
-    let about = |name: &str, args: Value| json!({ "name": name, "ph": "M", "pid": PROCESS, "tid": thread(cpu), "args": args });
+    let (pid, tid) = (PROCESS, thread(cpu));
+    let about = |name: &str, args: Value| json!({ "name": name, "ph": "M", "pid": pid, "tid": tid, "args": args });
     [
         about("thread_name", json!({ "name": format!("CPU {cpu}") })),
         about("thread_sort_index", json!({ "sort_index": cpu })),

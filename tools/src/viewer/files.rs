@@ -25,7 +25,7 @@ pub struct FileError {
 impl FileError {
     fn new(action: &'static str, path: &Path, cause: io::Error) -> Self {
         let help = path.starts_with(DEBUGFS).then_some(
-            "this is where pfnguard.ko shows it, to root, with debugfs mounted; elsewhere, name a copy",
+            "this is where pfnguard.ko shows it, to root, with debugfs mounted; elsewhere, name copies",
         );
         Self { action, file: name(path), cause, help }
     }

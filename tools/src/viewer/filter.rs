@@ -21,7 +21,8 @@ pub struct Filter {
     /// Only what concerns this page: it is in the record's range, or at fault
     #[arg(long, value_name = "PFN", value_parser = pfn)]
     pub pfn: Option<Pfn>,
-    /// Only this kind; may be given again: host-call, guest-call, decision, ownership, region, host-abort, smc, trap
+    /// Only this kind; may be given again: host-call, guest-call, decision, ownership, region,
+    /// host-abort, smc, trap
     #[arg(long = "kind", value_name = "KIND", value_parser = kind)]
     pub kinds: Vec<TraceKind>,
     /// Only what was refused

@@ -17,6 +17,9 @@ const HEIGHT: u64 = 26;
 /// Height of a bar with its title.
 const PITCH: u64 = 58;
 
+/// What the page may load: nothing but its own style.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
+
 const STYLE: &str = "
 :root { color-scheme: light dark; }
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; }
@@ -39,7 +42,7 @@ pub fn page(map: &Map) -> String {
         html lang="en" {
             head {
                 meta charset="utf-8";
-                meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
                 title { "pfnguard: who owns what" }
                 style { (PreEscaped(STYLE)) }
             }
@@ -72,7 +75,7 @@ fn legend(map: &Map) -> Markup {
         ul.legend {
             @for owner in owners { li { (swatch(&colour(owner))) (map.owner(owner)) } }
             @for mem_type in MemType::ALL {
-                li { (swatch(&format!("url(#{})", mem_type.name()))) (mem_type.name()) }
+                li { (swatch(&pattern(*mem_type))) (mem_type.name()) }
             }
         }
     }
@@ -155,12 +158,13 @@ fn part(map: &Map, row: &Row, x: u64, width: u64) -> Markup {
     let tooltip =
         format!("{name}\n{range}\n{size}\nowner: {owner}\ntype: {types}\nVM may: {perms}");
     let middle = x.saturating_add(width / 2);
+    let colour = colour(&row.cell.owner);
     html! {
         g {
             title { (tooltip) }
-            rect x=(x) width=(width) height=(HEIGHT) fill=(colour(&row.cell.owner)) stroke="#0008" {}
+            rect x=(x) width=(width) height=(HEIGHT) fill=(colour) stroke="#0008" {}
             @for mem_type in &row.cell.types {
-                rect x=(x) width=(width) height=(HEIGHT) fill=(format!("url(#{})", mem_type.name())) {}
+                rect x=(x) width=(width) height=(HEIGHT) fill=(pattern(*mem_type)) {}
             }
             @if !row.cell.types.is_empty() && width > 90 {
                 text.type x=(middle) y="17" text-anchor="middle" { (types) }
@@ -180,6 +184,11 @@ fn patterns() -> Markup {
             }
         }
     }
+}
+
+/// Fills with the hatch of a type.
+fn pattern(mem_type: MemType) -> String {
+    format!("url(#{})", mem_type.name())
 }
 
 fn hatch(mem_type: MemType) -> &'static str {
@@ -218,7 +227,9 @@ fn table(map: &Map) -> Markup {
         table {
             thead { tr { @for title in TITLES { th { (title) } } } }
             tbody {
-                @for row in &map.owners.rows { tr { @for cell in map.cells(row) { td { (cell) } } } }
+                @for row in &map.owners.rows {
+                    tr { @for cell in map.cells(row) { td { (cell) } } }
+                }
             }
         }
     }

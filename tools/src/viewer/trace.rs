@@ -22,7 +22,8 @@ const RINGS: &str = "/sys/kernel/debug/pfnguard/trace";
 /// What to show of which rings, and how.
 #[derive(Debug, Args)]
 pub struct TraceArgs {
-    /// Raw rings, one CPU's or several in a row, or directories of files cpu0, cpu1, …; `-` is the standard input
+    /// Raw rings, one CPU's or several in a row, or directories of files cpu0, cpu1, …; `-` is the
+    /// standard input
     #[arg(default_value = RINGS)]
     files: Vec<PathBuf>,
     #[command(flatten)]
