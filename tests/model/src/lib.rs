@@ -25,6 +25,7 @@
 mod args;
 pub mod call;
 mod contract;
+pub mod device;
 mod grant;
 mod guest;
 mod held;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arg_page;
+pub mod ioctl;
 pub mod launch_tree;
 pub mod manifest_bytes;
 pub mod manifest_text;
@@ -68,5 +69,10 @@ pub const ALL: &[Target] = &[
         name: "migration",
         looks_for: "a descriptor that is judged otherwise than specified, or fails where it came from",
         run: migration::run,
+    },
+    Target {
+        name: "ioctl",
+        looks_for: "an argument of /dev/pfnguard that the kernel module's C judges otherwise than specified",
+        run: ioctl::run,
     },
 ];
