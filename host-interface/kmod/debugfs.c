@@ -67,7 +67,7 @@ static void show_regions(struct seq_file *out)
 	for (index = 0; !pfnguard_region(index, &it, NULL); index++) {
 		seq_printf(out, "region index=%#x name=", index);
 		seq_escape_mem(out, it.name, strnlen(it.name, sizeof(it.name)),
-			       ESCAPE_ANY | ESCAPE_APPEND, " \t\n\\");
+			       ESCAPE_OCTAL, " \t\n\\");
 		seq_printf(out, " pfn=%#llx pages=%#llx class=%#x modes=%#x types=%#x perms=%#x flags=%#x state=%#x holders=%#x\n",
 			   it.pfn, it.pages, it.region_class, it.modes,
 			   it.types, it.perms, it.flags, it.state, it.holders);

@@ -1,5 +1,9 @@
 //! Linux as the host: late launch under a stock Debian kernel, and what refuses it.
 
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -7,40 +11,95 @@ use pfnguard_tools::linux::{Linux, Scenario};
 use pfnguard_tools::machine::{Clock, Cpu, Machine};
 use pfnguard_tools::progress::Progress;
 use pfnguard_tools::qemu::Echo;
+use pfnguard_tools::viewer::map::Map;
+use pfnguard_tools::viewer::owner::Owners;
+use pfnguard_tools::viewer::ring::Ring;
+use pfnguard_tools::viewer::snapshot::Snapshot;
+use tar::Archive;
 
 /// No machine takes as long; one that hangs ends.
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// Each machine has as many CPUs as others run threads: one at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
-fn shows(cpu: Cpu, cpus: u8, scenario: Scenario) {
+/// A launch, and then what the viewers make of debugfs.
+fn launches(cpu: Cpu) {
+    let disk = shows(cpu, 4, Scenario::Launch);
+    let mut archive = Archive::new(File::open(disk).unwrap());
+    let mut functions = BTreeSet::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().display().to_string();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        match name.as_str() {
+            "map" => owners_are_shown(&String::from_utf8(bytes).unwrap()),
+            _ if name.starts_with("trace/cpu") => {
+                let rings = Ring::read_all(&name, &bytes).unwrap();
+                functions.extend(rings.iter().flat_map(|ring| ring.events(0)).map(|e| e.cpu));
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(functions, BTreeSet::from([0, 1, 2, 3]), "CPUs with records");
+}
+
+/// `program hold` has one page of RAM and edu's BAR for its VM alone.
+fn owners_are_shown(text: &str) {
+    let snapshot = Snapshot::read("map", text).unwrap();
+    let owners = Owners::of(&snapshot);
+    assert!(owners.problems.is_empty(), "{:?}\n{text}", owners.problems);
+    let table = Map::new(&snapshot).table();
+    let of_vm: Vec<&str> = table.lines().filter(|line| line.contains("VM 0 (program/")).collect();
+    assert_eq!(of_vm.len(), 2, "{table}");
+    assert!(of_vm[0].contains("Device") && of_vm[0].ends_with("edu-bar0"), "{table}");
+    assert!(of_vm[1].contains("Cacheable") && of_vm[1].ends_with("RAM"), "{table}");
+}
+
+/// Runs a scenario, and returns its disk.
+fn shows(cpu: Cpu, cpus: u8, scenario: Scenario) -> PathBuf {
     let _turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let machine = Machine { cpu, cpus, clock: Clock::Free };
     let (echo, progress, timeout) = (Echo::Silent, Progress::Plain, TIMEOUT);
-    match (Linux { machine, scenario, timeout, echo, progress }).run() {
+    let linux = Linux { machine, scenario, timeout, echo, progress };
+    match linux.run() {
         Ok(tally) => println!("{machine}, {}: {tally}", scenario.name()),
         Err(report) => panic!("{machine}, {}: {report}", scenario.name()),
     }
+    linux.disk()
 }
 
 #[test]
 fn cortex_a72_launches() {
-    shows(Cpu::CortexA72, 4, Scenario::Launch);
+    launches(Cpu::CortexA72);
 }
 
 #[test]
 fn cortex_a76_launches() {
-    shows(Cpu::CortexA76, 4, Scenario::Launch);
+    launches(Cpu::CortexA76);
 }
 
 #[test]
 fn neoverse_n2_launches() {
-    shows(Cpu::NeoverseN2, 4, Scenario::Launch);
+    launches(Cpu::NeoverseN2);
+}
+
+#[test]
+fn the_main_job_is_as_specified() {
+    let _turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for cpu in [Cpu::CortexA72, Cpu::CortexA76, Cpu::NeoverseN2] {
+        let machine = Machine { cpu, cpus: 4, clock: Clock::Free };
+        let (echo, progress, timeout) = (Echo::Silent, Progress::Plain, TIMEOUT);
+        let linux = Linux { machine, scenario: Scenario::Demo, timeout, echo, progress };
+        if let Err(report) = linux.demo().and_then(|outcome| outcome.check()) {
+            panic!("{machine}: {report}");
+        }
+    }
 }
 
 #[test]
 fn a_kernel_at_el2_is_refused() {
-    shows(Cpu::NeoverseN2, 2, Scenario::Vhe);
+    let _ = shows(Cpu::NeoverseN2, 2, Scenario::Vhe);
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod packages;
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -199,6 +199,13 @@ impl Linux {
         Ok(Outcome::of(self.machine, Host::Linux, self.listen()?))
     }
 
+    /// Returns where the last run's disk is kept: of [`Scenario::Launch`] an archive of what debugfs
+    /// said while a VM had a page and a BAR.
+    pub fn disk(&self) -> PathBuf {
+        let name = format!("linux-{}.tar", self.scenario.name());
+        workspace::output_dir().join(self.machine.to_string()).join(name)
+    }
+
     fn listen(&self) -> miette::Result<Run> {
         setup::ensure(self.progress)?;
         let (kernel, module) = build_module(self.progress)?;
@@ -233,6 +240,7 @@ impl Linux {
         let mut command = machine.boot_linux(&boot, self.scenario.el2());
         let mut step = progress.step(&format!("run {name} on {machine}"));
         let (log, ending) = job.listen(&mut command, |line| step.note(line))?;
+        disk.keep(&self.disk()).map_err(LinuxError::from)?;
         let kept = directory.join(format!("{name}.log"));
         artifacts::put(&kept, (log.join("\n") + "\n").as_bytes()).map_err(LinuxError::from)?;
         let transcript = Transcript::read(&log);
@@ -278,6 +286,11 @@ impl Disk {
         let file = fs::File::create(&path).map_err(artifacts::file("create", &path))?;
         file.set_len(DISK).map_err(artifacts::file("extend", &path))?;
         Ok(Self(path))
+    }
+
+    /// Keeps what the machine has left on it.
+    fn keep(&self, path: &Path) -> Result<(), ArtifactError> {
+        fs::rename(&self.0, path).map_err(artifacts::file("keep", path))
     }
 }
 

@@ -74,7 +74,7 @@ fn ensure_free(device: &Device, wanted: &str) -> Outcome {
 }
 
 /// Runs `attack` in a child and returns how that ended.
-fn child(attack: impl FnOnce()) -> Outcome<WaitStatus> {
+pub fn child(attack: impl FnOnce()) -> Outcome<WaitStatus> {
     // SAFETY: this program has one thread here, so the child may do what it likes.
     match unsafe { fork() }? {
         ForkResult::Child => {
@@ -217,7 +217,7 @@ fn live() -> Outcome {
 }
 
 /// What nobody must keep: pages that the hypervisor has, and pages that are pinned.
-fn held(device: &Device) -> Outcome<[u64; 2]> {
+pub fn held(device: &Device) -> Outcome<[u64; 2]> {
     let [_, _, hypervisor, _] = device.info(InfoSelector::Memory)?;
     // Each CPU counts for itself; this adds up.
     fs::write("/proc/sys/vm/stat_refresh", "1")?;

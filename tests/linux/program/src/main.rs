@@ -10,6 +10,7 @@ mod device;
 mod memory;
 mod outcome;
 mod pci;
+mod random;
 mod vfio;
 
 use std::process::ExitCode;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         "races" => attacks::races(),
         "killed" => attacks::killed(),
         "exhaust" => attacks::exhaust(),
+        "random" => random::run(),
         "hold" => attacks::hold(),
         _ => Err(format!("unknown word `{word}`").into()),
     };
