@@ -1,4 +1,7 @@
-//! What the kernel module says of the arguments of ioctls: its own C, callable here.
+//! What the kernel module says of the arguments of ioctls: its own C, callable here, beside what it has
+//! to say ([`specification`]).
+
+pub mod specification;
 
 use std::ffi::{c_int, c_uint};
 

@@ -25,7 +25,6 @@
 mod args;
 pub mod call;
 mod contract;
-pub mod device;
 mod grant;
 mod guest;
 mod held;

@@ -1,7 +1,7 @@
 //! Arguments of ioctls: what the kernel module's C makes of them, beside the specification.
 
 use pfnguard_arguments as module;
-use pfnguard_model::device as specification;
+use pfnguard_arguments::specification;
 use pfnguard_shared::device::Ioctl;
 use zerocopy::FromBytes;
 
