@@ -171,7 +171,10 @@ static int show_bank(struct resource *res, void *out)
 void pfnguard_show_memory(struct seq_file *out)
 {
 	unsigned long flags = IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY;
+	u64 values[4] = { };
 
-	seq_printf(out, "hyp pfn=%#lx pages=%#lx\n", kept.pfn, kept.pages);
+	pfnguard_info(PFNGUARD_INFO_MEMORY, values);
+	seq_printf(out, "hyp pfn=%#lx pages=%#lx owned=%#llx free_tables=%#llx\n",
+		   kept.pfn, kept.pages, values[2], values[3]);
 	walk_iomem_res_desc(IORES_DESC_NONE, flags, 0, -1, out, show_bank);
 }

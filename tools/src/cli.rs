@@ -66,6 +66,8 @@ enum Command {
     Linux(LinuxArgs),
     /// Measures what Linux costs under the hypervisor, beside KVM's; fails if a target is missed.
     LinuxBench(LinuxBenchArgs),
+    /// Counts the host's stage-2 faults of a boot and of minutes of load after it.
+    LinuxFaults(LinuxFaultsArgs),
     /// Fetches a stock Debian kernel's headers and builds pfnguard.ko for it.
     Kmod,
     /// Shows what the hypervisor has written down of calls, decisions, pages and faults.
@@ -235,6 +237,13 @@ struct LinuxBenchArgs {
 }
 
 #[derive(Debug, Args)]
+struct LinuxFaultsArgs {
+    /// How long the load runs.
+    #[arg(long, default_value_t = 600)]
+    seconds: u64,
+}
+
+#[derive(Debug, Args)]
 struct BuildArgs {
     /// Put the payload's image here.
     #[arg(long, value_name = "FILE")]
@@ -323,6 +332,10 @@ impl Cli {
                 }
                 println!("\n{costs}");
                 costs.check()
+            }
+            Some(Command::LinuxFaults(args)) => {
+                println!("\n{}", linux::faults::count(args.seconds, progress)?);
+                Ok(())
             }
             Some(Command::Kmod) => {
                 let (_, module) = linux::build_module(progress)?;

@@ -4,6 +4,7 @@
 //! `tests/linux/init`, tries what a scenario is about and prints `@` lines like the bare-metal host.
 
 pub mod cost;
+pub mod faults;
 mod initramfs;
 mod module;
 mod packages;
@@ -207,6 +208,16 @@ impl Linux {
     }
 
     fn listen(&self) -> miette::Result<Run> {
+        self.listen_with(&[], "")
+    }
+
+    /// Runs with a variable of the first program set, while QEMU writes of every exception to a file.
+    fn watched(&self, exceptions: &Path, variable: &str) -> miette::Result<Run> {
+        let file = crate::machine::comma_safe(exceptions);
+        self.listen_with(&["-d", "int", "-D", &file], variable)
+    }
+
+    fn listen_with(&self, options: &[&str], variable: &str) -> miette::Result<Run> {
         setup::ensure(self.progress)?;
         let (kernel, module) = build_module(self.progress)?;
         let attack = {
@@ -215,10 +226,16 @@ impl Linux {
         };
         let program = artifacts::linux_program(self.progress)?;
         let own = [("pfnguard.ko", module), ("attack.ko", attack), ("bin/program", program)];
-        self.boot(&kernel, &own)
+        self.boot(&kernel, &own, options, variable)
     }
 
-    fn boot(&self, kernel: &Kernel, own: &[(&str, PathBuf)]) -> miette::Result<Run> {
+    fn boot(
+        &self,
+        kernel: &Kernel,
+        own: &[(&str, PathBuf)],
+        options: &[&str],
+        variable: &str,
+    ) -> miette::Result<Run> {
         let scenario = self.scenario.name();
         let name = format!("linux-{scenario}");
         let (bootargs, timeout) = (name.as_str(), self.timeout);
@@ -233,11 +250,13 @@ impl Linux {
         let disk = Disk::create(directory.join(format!("{name}.{}.disk", workspace::unique())))?;
         let parameters = self.scenario.parameters();
         // What the kernel does not know becomes a variable of its first program.
-        let parameters = format!("console=ttyAMA0 panic=-1 {parameters} scenario={scenario}");
+        let parameters =
+            format!("console=ttyAMA0 panic=-1 {parameters} scenario={scenario} {variable}");
         let image = kernel.image();
         let boot =
             LinuxBoot { image: &image, initrd: &initrd, parameters: &parameters, disk: &disk.0 };
         let mut command = machine.boot_linux(&boot, self.scenario.el2());
+        command.args(options);
         let mut step = progress.step(&format!("run {name} on {machine}"));
         let (log, ending) = job.listen(&mut command, |line| step.note(line))?;
         disk.keep(&self.disk()).map_err(LinuxError::from)?;
