@@ -11,6 +11,7 @@
 #include <linux/module.h>
 #include <linux/notifier.h>
 #include <linux/platform_device.h>
+#include <linux/reboot.h>
 #include <linux/suspend.h>
 
 #include "kmod.h"
@@ -40,6 +41,24 @@ static struct notifier_block pm_notifier = {
 	.notifier_call = refuse_hibernation,
 };
 
+/*
+ * The next kernel would neither get EL2 nor know which memory it has lost. All
+ * that can be done at this point is to restart in another way.
+ */
+static int refuse_kexec(struct notifier_block *block, unsigned long event,
+			void *command)
+{
+	if (event == SYS_RESTART && command && !strcmp(command, "kexec reboot")) {
+		pr_emerg("no kexec: the hypervisor stays at EL2; restarting through firmware\n");
+		emergency_restart();
+	}
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block reboot_notifier = {
+	.notifier_call = refuse_kexec,
+};
+
 /* Says which part is missing; the hypervisor, once launched, is there to stay. */
 static void __init show(void)
 {
@@ -66,6 +85,7 @@ static int __init launch(const struct firmware *file)
 		goto free;
 	ret = pfnguard_launch(file->data, file->size, uart);
 	if (!ret) {
+		register_reboot_notifier(&reboot_notifier);
 		show();
 		return 0;
 	}

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,8 +23,8 @@ static ONE: Mutex<()> = Mutex::new(());
 
 /// A launch, and then what the viewers make of debugfs.
 fn launches(cpu: Cpu) {
-    let disk = shows(cpu, 4, Scenario::Launch);
-    let mut archive = Archive::new(File::open(disk).unwrap());
+    let launched = shows(cpu, 4, Scenario::Launch);
+    let mut archive = Archive::new(File::open(launched.disk()).unwrap());
     let mut functions = BTreeSet::new();
     for entry in archive.entries().unwrap() {
         let mut entry = entry.unwrap();
@@ -56,8 +55,8 @@ fn owners_are_shown(text: &str) {
     assert!(of_vm[1].contains("Cacheable") && of_vm[1].ends_with("RAM"), "{table}");
 }
 
-/// Runs a scenario, and returns its disk.
-fn shows(cpu: Cpu, cpus: u8, scenario: Scenario) -> PathBuf {
+/// Runs a scenario.
+fn shows(cpu: Cpu, cpus: u8, scenario: Scenario) -> Linux {
     let _turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let machine = Machine { cpu, cpus, clock: Clock::Free };
     let (echo, progress, timeout) = (Echo::Silent, Progress::Plain, TIMEOUT);
@@ -66,7 +65,7 @@ fn shows(cpu: Cpu, cpus: u8, scenario: Scenario) -> PathBuf {
         Ok(tally) => println!("{machine}, {}: {tally}", scenario.name()),
         Err(report) => panic!("{machine}, {}: {report}", scenario.name()),
     }
-    linux.disk()
+    linux
 }
 
 #[test]
@@ -98,8 +97,14 @@ fn the_main_job_is_as_specified() {
 }
 
 #[test]
+fn kexec_becomes_a_restart() {
+    let log = std::fs::read_to_string(shows(Cpu::CortexA72, 2, Scenario::Kexec).log()).unwrap();
+    assert!(log.contains("pfnguard: no kexec: "), "{log}");
+}
+
+#[test]
 fn a_kernel_at_el2_is_refused() {
-    let _ = shows(Cpu::NeoverseN2, 2, Scenario::Vhe);
+    shows(Cpu::NeoverseN2, 2, Scenario::Vhe);
 }
 
 #[test]

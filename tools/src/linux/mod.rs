@@ -91,6 +91,8 @@ pub enum Scenario {
     Demo,
     /// Refusals, then a launch; hotplug, load, disk and network under the hypervisor; an attack.
     Launch,
+    /// A launch; then kexec, which becomes a restart.
+    Kexec,
     /// No launch: the kernel itself runs at EL2.
     Vhe,
     /// No launch: KVM owns EL2.
@@ -113,6 +115,7 @@ impl Scenario {
         match self {
             Self::Demo => "demo",
             Self::Launch => "launch",
+            Self::Kexec => "kexec",
             Self::Vhe => "vhe",
             Self::Kvm => "kvm",
             Self::NoEl2 => "no-el2",
@@ -128,6 +131,7 @@ impl Scenario {
             Self::NoEl2 => El2::Absent,
             Self::Demo
             | Self::Launch
+            | Self::Kexec
             | Self::Vhe
             | Self::Kvm
             | Self::Its
@@ -140,7 +144,7 @@ impl Scenario {
     /// Returns what the kernel is told: what is not needed on a CPU does no harm there.
     const fn parameters(self) -> &'static str {
         match self {
-            Self::Demo | Self::Launch | Self::NoEl2 | Self::Stress | Self::Cost => {
+            Self::Demo | Self::Launch | Self::Kexec | Self::NoEl2 | Self::Stress | Self::Cost => {
                 "kvm-arm.mode=none id_aa64mmfr1.vh=0 irqchip.gicv3_nolpi=1"
             }
             Self::Vhe => "kvm-arm.mode=none irqchip.gicv3_nolpi=1",
@@ -198,6 +202,11 @@ impl Linux {
     /// As [`Self::run`], where there is nothing to judge.
     pub fn demo(&self) -> miette::Result<Outcome> {
         Ok(Outcome::of(self.machine, Host::Linux, self.listen()?))
+    }
+
+    /// Returns where the last run's log is kept.
+    pub fn log(&self) -> PathBuf {
+        self.disk().with_extension("log")
     }
 
     /// Returns where the last run's disk is kept: of [`Scenario::Launch`] an archive of what debugfs
@@ -260,7 +269,7 @@ impl Linux {
         let mut step = progress.step(&format!("run {name} on {machine}"));
         let (log, ending) = job.listen(&mut command, |line| step.note(line))?;
         disk.keep(&self.disk()).map_err(LinuxError::from)?;
-        let kept = directory.join(format!("{name}.log"));
+        let kept = self.log();
         artifacts::put(&kept, (log.join("\n") + "\n").as_bytes()).map_err(LinuxError::from)?;
         let transcript = Transcript::read(&log);
         let (command, oversight) = (process::show(&command), Oversight::Off);

@@ -7,6 +7,7 @@ mod arguments;
 mod attacks;
 mod demo;
 mod device;
+mod kexec;
 mod memory;
 mod outcome;
 mod pci;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         "races" => attacks::races(),
         "killed" => attacks::killed(),
         "exhaust" => attacks::exhaust(),
+        "kexec" => kexec::run(),
         "random" => random::run(),
         "hold" => attacks::hold(),
         _ => Err(format!("unknown word `{word}`").into()),
