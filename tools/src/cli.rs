@@ -354,6 +354,9 @@ fn demo(args: DemoArgs) -> miette::Result<()> {
     let progress = args.machine.progress();
     let (machine, timeout) = (args.machine.machine(), args.machine.timeout());
     let (echo, keep_log, oracle) = (args.machine.echo(), args.keep_log, args.machine.oracle());
+    if !args.bare && matches!(oracle, Oracle::Keep(_)) {
+        return Err(miette::miette!("--keep-trace: the oracle does not watch Linux; add --bare"));
+    }
     let outcome = match args.bare {
         true => Demo { machine, timeout, echo, progress, oracle }.run()?,
         false => Linux { machine, scenario: Scenario::Demo, timeout, echo, progress }.demo()?,

@@ -270,7 +270,11 @@ fn renamed(frame: Frame, other: impl Fn(u16) -> u16) -> Frame {
     match frame {
         Frame::Guest(vm) => Frame::Guest(other(vm)),
         Frame::GuestLentHost(vm) => Frame::GuestLentHost(other(vm)),
-        kept => kept,
+        Frame::Host
+        | Frame::HostLentHyp(_)
+        | Frame::HostLentGuests(_)
+        | Frame::Hyp
+        | Frame::HypReadable => frame,
     }
 }
 
