@@ -255,7 +255,7 @@ typedef uint64_t __u64;
  * process that made it.
  */
 #define PFNGUARD_IOCTL_CREATE_VM		0xc030b903
-/* VM, struct pfnguard_tables_args: more table memory. */
+/* VM, struct pfnguard_tables_args: more table memory. It counts as locked. */
 #define PFNGUARD_IOCTL_ADD_TABLES		0xc028b910
 /*
  * VM, struct pfnguard_tables_args, zero: the guest uses memory tagging (R21).

@@ -51,6 +51,8 @@ static void end_binding(struct binding *binding)
 	binding->bound = false;
 	if (pfnguard_unbind(vm, binding->request.ipa_pfn, NULL, NULL))
 		pfnguard_vm_kill(vm);
+	fput(binding->file);
+	binding->file = NULL;
 }
 
 static bool mapping_changes(struct mmu_interval_notifier *notifier,
@@ -84,21 +86,23 @@ static u8 alias_of(pgprot_t prot)
 }
 
 /* Whether the mapping is one that the program may bind like this. */
-static int judge_mapping(struct vm_area_struct *vma, unsigned long end,
+static int judge_mapping(struct vm_area_struct *vma, unsigned long start,
 			 struct pfnguard_request *request,
 			 struct pfnguard_decision *why)
 {
+	/* Of fetches the mapping says nothing; the manifest does. */
 	u8 perms = PFNGUARD_PERM_EXEC;
 
-	if (!vma || end > vma->vm_end || !(vma->vm_flags & VM_PFNMAP) ||
-	    !vma->vm_file)
+	if (!vma || request->pages > PHYS_PFN(vma->vm_end - start) ||
+	    !(vma->vm_flags & VM_PFNMAP) || !vma->vm_file)
 		return pfnguard_refuse(why, PFNGUARD_STATUS_INVALID_PARAMETER,
 				       0, 0, 0, 0);
 	if (vma->vm_flags & VM_READ)
 		perms |= PFNGUARD_PERM_READ;
 	if (vma->vm_flags & VM_WRITE)
 		perms |= PFNGUARD_PERM_WRITE;
-	if (request->perms & ~perms & ~PFNGUARD_PERM_EXEC)
+	if (request->perms & PFNGUARD_PERM_READ & ~perms ||
+	    request->perms & PFNGUARD_PERM_WRITE & ~perms)
 		return pfnguard_refuse(why, PFNGUARD_STATUS_DENIED,
 				       PFNGUARD_RULE_R02,
 				       PFNGUARD_SUBJECT_PERMISSIONS,
@@ -121,29 +125,39 @@ static int judge_mapping(struct vm_area_struct *vma, unsigned long end,
  * could have changed meanwhile.
  */
 static int look_up(struct vm_area_struct *vma, unsigned long address,
-		   struct follow_pfnmap_args *page)
+		   bool write, struct follow_pfnmap_args *page)
 {
 	bool unlocked = false;
 	int ret;
 
 	*page = (struct follow_pfnmap_args) { .vma = vma, .address = address };
-	if (!follow_pfnmap_start(page))
-		return 0;
-	ret = fixup_user_fault(vma->vm_mm, address, 0, &unlocked);
+	if (!follow_pfnmap_start(page)) {
+		if (!write || page->writable)
+			return 0;
+		follow_pfnmap_end(page);
+	}
+	ret = fixup_user_fault(vma->vm_mm, address,
+			       write ? FAULT_FLAG_WRITE : 0, &unlocked);
 	if (ret || unlocked)
 		return ret ? ret : -EAGAIN;
-	return follow_pfnmap_start(page);
+	ret = follow_pfnmap_start(page);
+	if (!ret && write && !page->writable) {
+		follow_pfnmap_end(page);
+		return -EFAULT;
+	}
+	return ret;
 }
 
 /* Finds the pages, which have to lie in a row and be mapped alike. */
 static int find_pages(struct vm_area_struct *vma, unsigned long start,
 		      struct pfnguard_request *request)
 {
+	bool write = request->perms & PFNGUARD_PERM_WRITE;
 	u64 i;
 
 	for (i = 0; i < request->pages; i++) {
 		struct follow_pfnmap_args page;
-		int ret = look_up(vma, start + (i << PAGE_SHIFT), &page);
+		int ret = look_up(vma, start + (i << PAGE_SHIFT), write, &page);
 		unsigned long pfn;
 		u8 alias;
 
@@ -158,6 +172,8 @@ static int find_pages(struct vm_area_struct *vma, unsigned long start,
 		} else if (pfn != request->pfn + i || alias != request->alias) {
 			return -EINVAL;
 		}
+		if (fatal_signal_pending(current))
+			return -EINTR;
 		cond_resched();
 	}
 	return 0;
@@ -173,8 +189,7 @@ static int resolve_once(struct mm_struct *mm, unsigned long start,
 	if (ret)
 		return ret;
 	vma = vma_lookup(mm, start);
-	ret = judge_mapping(vma, start + (request->pages << PAGE_SHIFT),
-			    request, why);
+	ret = judge_mapping(vma, start, request, why);
 	if (!ret)
 		ret = find_pages(vma, start, request);
 	if (!ret && file)
@@ -452,7 +467,11 @@ void pfnguard_user_show(struct pfnguard_user_vm *user, struct seq_file *out)
 {
 	struct binding *binding;
 
-	mutex_lock(&user->lock);
+	/* Who holds it may wait for memory that never comes. */
+	if (!mutex_trylock(&user->lock)) {
+		seq_printf(out, "busy vm=%#x\n", pfnguard_vm_number(user->vm));
+		return;
+	}
 	pfnguard_vm_show(user->vm, user->pid, user->comm, out);
 	list_for_each_entry(binding, &user->bindings, node) {
 		const struct pfnguard_request *it = &binding->request;

@@ -200,34 +200,47 @@ int pfnguard_check(const struct pfnguard_request *requests,
 }
 EXPORT_SYMBOL_GPL(pfnguard_check);
 
-static int lend_argument_page(unsigned int cpu)
+static int unshare_argument_page(unsigned int cpu)
 {
-	void *page = per_cpu(argument_page, cpu);
-	struct arm_smccc_1_2_regs share = {
-		.a0 = PFNGUARD_FN_HOST_SHARE_HYP,
-		.a1 = PHYS_PFN(__pa(page)),
-		.a2 = 1,
-	};
-	struct arm_smccc_1_2_regs set = {
-		.a0 = PFNGUARD_FN_ARG_PAGE_SET,
-		.a1 = PHYS_PFN(__pa(page)),
-	};
-	int ret = pfnguard_call(&share, NULL);
-
-	return ret ? ret : pfnguard_call(&set, NULL);
-}
-
-static int take_argument_page(unsigned int cpu)
-{
-	struct arm_smccc_1_2_regs clear = { .a0 = PFNGUARD_FN_ARG_PAGE_CLEAR };
 	struct arm_smccc_1_2_regs unshare = {
 		.a0 = PFNGUARD_FN_HOST_UNSHARE_HYP,
 		.a1 = PHYS_PFN(__pa(per_cpu(argument_page, cpu))),
 		.a2 = 1,
 	};
-	int ret = pfnguard_call(&clear, NULL);
 
-	return ret ? ret : pfnguard_call(&unshare, NULL);
+	return pfnguard_call(&unshare, NULL);
+}
+
+static int lend_argument_page(unsigned int cpu)
+{
+	void *page = per_cpu(argument_page, cpu);
+	struct arm_smccc_1_2_regs share = {
+		.a0 = PFNGUARD_FN_HOST_SHARE_HYP,
+		.a2 = 1,
+	};
+	struct arm_smccc_1_2_regs set = { .a0 = PFNGUARD_FN_ARG_PAGE_SET };
+	int ret;
+
+	if (!page)
+		return -ENXIO;
+	share.a1 = PHYS_PFN(__pa(page));
+	set.a1 = share.a1;
+	ret = pfnguard_call(&share, NULL);
+	if (ret)
+		return ret;
+	ret = pfnguard_call(&set, NULL);
+	if (ret)
+		WARN_ON(unshare_argument_page(cpu));
+	return ret;
+}
+
+/* The CPU goes in any case. */
+static int take_argument_page(unsigned int cpu)
+{
+	struct arm_smccc_1_2_regs clear = { .a0 = PFNGUARD_FN_ARG_PAGE_CLEAR };
+
+	WARN_ON(pfnguard_call(&clear, NULL) || unshare_argument_page(cpu));
+	return 0;
 }
 
 /**

@@ -36,7 +36,10 @@ union argument {
 static DEFINE_MUTEX(vms_lock);
 static LIST_HEAD(vms);
 
-/* Copies an argument in; its decision is empty then. */
+/*
+ * Copies an argument in; its decision is empty then. That it can be copied out
+ * is tried before anything changes.
+ */
 static int take_argument(union argument *argument, void __user *from,
 			 unsigned int call, struct pfnguard_decision *decision)
 {
@@ -44,6 +47,8 @@ static int take_argument(union argument *argument, void __user *from,
 		return -EFAULT;
 	if (decision)
 		*decision = (struct pfnguard_decision) { };
+	if (copy_to_user(from, argument, _IOC_SIZE(call)))
+		return -EFAULT;
 	return 0;
 }
 
@@ -73,6 +78,7 @@ static long region(unsigned int call, struct pfnguard_region_args *args)
 
 static void end_vm(struct pfnguard_user_vm *user)
 {
+	pfnguard_user_end_loans(user);
 	pfnguard_vm_kill(user->vm);
 	pfnguard_user_drop_bindings(user);
 	pfnguard_user_destroy_vm(user);
@@ -101,10 +107,14 @@ static int tables(unsigned int call, struct pfnguard_user_vm *user,
 			return -EINVAL;
 		return pfnguard_vm_enable_mte(user->vm, &args->decision);
 	}
-	ret = pfnguard_tables_args(args);
+	ret = pfnguard_tables_args(args) ?:
+	      pfnguard_user_lock_pages(user, args->tables);
 	if (ret)
 		return ret;
-	return pfnguard_vm_add_tables(user->vm, args->tables, &args->decision);
+	ret = pfnguard_vm_add_tables(user->vm, args->tables, &args->decision);
+	if (ret)
+		pfnguard_user_unlock_pages(user, args->tables);
+	return ret;
 }
 
 static int ram(unsigned int call, struct pfnguard_user_vm *user,
@@ -228,28 +238,26 @@ static const struct file_operations vm_fops = {
 	.llseek = noop_llseek,
 };
 
-static struct pfnguard_user_vm *make_vm(struct pfnguard_vm_args *args)
+static int make_vm(struct pfnguard_user_vm *user, struct pfnguard_vm_args *args)
 {
-	struct pfnguard_user_vm *user = kzalloc(sizeof(*user),
-						GFP_KERNEL_ACCOUNT);
+	int ret;
 
-	if (!user)
-		return ERR_PTR(-ENOMEM);
-	user->vm = pfnguard_vm_create(args->contract, args->vcpus, args->tables,
-				      &args->decision);
-	if (IS_ERR(user->vm)) {
-		void *error = ERR_CAST(user->vm);
-
-		kfree(user);
-		return error;
-	}
 	mutex_init(&user->lock);
 	INIT_LIST_HEAD(&user->bindings);
 	user->mm = current->mm;
-	mmgrab(user->mm);
 	user->pid = task_tgid_nr(current);
 	get_task_comm(user->comm, current);
-	return user;
+	ret = pfnguard_user_lock_pages(user, args->tables);
+	if (ret)
+		return ret;
+	user->vm = pfnguard_vm_create(args->contract, args->vcpus, args->tables,
+				      &args->decision);
+	if (IS_ERR(user->vm)) {
+		pfnguard_user_unlock_pages(user, args->tables);
+		return PTR_ERR(user->vm);
+	}
+	mmgrab(user->mm);
+	return 0;
 }
 
 static long create_vm(struct pfnguard_vm_args *args)
@@ -259,9 +267,14 @@ static long create_vm(struct pfnguard_vm_args *args)
 
 	if (ret)
 		return ret;
-	user = make_vm(args);
-	if (IS_ERR(user))
-		return PTR_ERR(user);
+	user = kzalloc(sizeof(*user), GFP_KERNEL_ACCOUNT);
+	if (!user)
+		return -ENOMEM;
+	ret = make_vm(user, args);
+	if (ret) {
+		kfree(user);
+		return ret;
+	}
 	mutex_lock(&vms_lock);
 	list_add_tail(&user->node, &vms);
 	mutex_unlock(&vms_lock);

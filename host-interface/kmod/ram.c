@@ -16,7 +16,14 @@
 #include "args.h"
 #include "user.h"
 
-static int lock_pages(struct pfnguard_user_vm *user, unsigned long count)
+/**
+ * pfnguard_user_lock_pages() - count pages as locked
+ * @user: the VM they are for
+ * @count: how many
+ *
+ * Return: 0, or -ENOMEM over RLIMIT_MEMLOCK.
+ */
+int pfnguard_user_lock_pages(struct pfnguard_user_vm *user, unsigned long count)
 {
 	int ret = account_locked_vm(user->mm, count, true);
 
@@ -25,7 +32,13 @@ static int lock_pages(struct pfnguard_user_vm *user, unsigned long count)
 	return ret;
 }
 
-static void unlock_pages(struct pfnguard_user_vm *user, unsigned long count)
+/**
+ * pfnguard_user_unlock_pages() - count pages no more
+ * @user: the VM they were for
+ * @count: how many
+ */
+void pfnguard_user_unlock_pages(struct pfnguard_user_vm *user,
+				unsigned long count)
 {
 	account_locked_vm(user->mm, count, false);
 	user->locked -= count;
@@ -44,7 +57,7 @@ static int pin_pages(unsigned long address, struct page **pages,
 
 		if (ret <= 0 || fatal_signal_pending(current)) {
 			unpin_user_pages(pages, done + max(ret, 0));
-			return ret < 0 ? ret : -EFAULT;
+			return ret < 0 ? ret : ret ? -EINTR : -EFAULT;
 		}
 		done += ret;
 		cond_resched();
@@ -56,7 +69,7 @@ static int pin_pages(unsigned long address, struct page **pages,
 static int share(struct pfnguard_user_vm *user, struct pfnguard_ram_args *args,
 		 struct page **pages, unsigned long count)
 {
-	int ret = lock_pages(user, count);
+	int ret = pfnguard_user_lock_pages(user, count);
 
 	if (ret)
 		return ret;
@@ -66,17 +79,18 @@ static int share(struct pfnguard_user_vm *user, struct pfnguard_ram_args *args,
 		ret = pfnguard_share_pages(user->vm, pages, count,
 					   PHYS_PFN(args->guest), args->perms,
 					   &args->decision);
-		if (ret)
+		/* Rather lost than used by two. */
+		if (ret && !pfnguard_vm_is_stuck(user->vm))
 			unpin_user_pages(pages, count);
 	}
 	if (ret)
-		unlock_pages(user, count);
+		pfnguard_user_unlock_pages(user, count);
 	return ret;
 }
 
 static struct page **alloc_list(unsigned long count)
 {
-	return kvcalloc(count, sizeof(struct page *), GFP_KERNEL_ACCOUNT);
+	return kvcalloc(count, sizeof(struct page *), PFNGUARD_GFP);
 }
 
 /**
@@ -127,7 +141,7 @@ int pfnguard_user_unshare(struct pfnguard_user_vm *user,
 				     PHYS_PFN(args->guest), &args->decision);
 	if (!ret) {
 		unpin_user_pages_dirty_lock(pages, count, true);
-		unlock_pages(user, count);
+		pfnguard_user_unlock_pages(user, count);
 	}
 	kvfree(pages);
 	return ret;
@@ -170,12 +184,12 @@ int pfnguard_user_donate(struct pfnguard_user_vm *user,
 
 	if (count > PFNGUARD_MAX_RANGE_PAGES)
 		return -E2BIG;
-	ret = lock_pages(user, count);
+	ret = pfnguard_user_lock_pages(user, count);
 	if (ret)
 		return ret;
 	ret = donate(user, args, count);
 	if (ret)
-		unlock_pages(user, count);
+		pfnguard_user_unlock_pages(user, count);
 	return ret;
 }
 
@@ -185,11 +199,20 @@ static void unpin(struct page *page)
 }
 
 /**
+ * pfnguard_user_end_loans() - take back all that the VM borrows
+ * @user: the VM
+ */
+void pfnguard_user_end_loans(struct pfnguard_user_vm *user)
+{
+	pfnguard_vm_end_loans(user->vm, unpin);
+}
+
+/**
  * pfnguard_user_destroy_vm() - end the VM, and what it has of the program's
  * @user: the VM
  */
 void pfnguard_user_destroy_vm(struct pfnguard_user_vm *user)
 {
 	pfnguard_vm_destroy(user->vm, unpin);
-	unlock_pages(user, user->locked);
+	pfnguard_user_unlock_pages(user, user->locked);
 }

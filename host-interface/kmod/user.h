@@ -44,12 +44,17 @@ void pfnguard_user_drop_bindings(struct pfnguard_user_vm *user);
 void pfnguard_user_show(struct pfnguard_user_vm *user, struct seq_file *out);
 
 /* ram.c */
+int pfnguard_user_lock_pages(struct pfnguard_user_vm *user,
+			     unsigned long count);
+void pfnguard_user_unlock_pages(struct pfnguard_user_vm *user,
+				unsigned long count);
 int pfnguard_user_share(struct pfnguard_user_vm *user,
 			struct pfnguard_ram_args *args);
 int pfnguard_user_unshare(struct pfnguard_user_vm *user,
 			  struct pfnguard_ram_args *args);
 int pfnguard_user_donate(struct pfnguard_user_vm *user,
 			 struct pfnguard_ram_args *args);
+void pfnguard_user_end_loans(struct pfnguard_user_vm *user);
 void pfnguard_user_destroy_vm(struct pfnguard_user_vm *user);
 
 #endif /* _PFNGUARD_USER_H */

@@ -19,10 +19,11 @@
 
 #include "kmod.h"
 
-/* Low bits of an entry of pfnguard_vm.pages: permissions, and whose page. */
+/* Low bits of an entry of pfnguard_vm.pages: permissions, whose page, and whether a loan begins. */
 #define PERMS_MASK	0x7UL
 #define GIVEN		BIT(3)
-#define PFN_SHIFT	4
+#define FIRST		BIT(4)
+#define PFN_SHIFT	5
 
 /**
  * struct pfnguard_vm - a VM of the hypervisor
@@ -32,7 +33,8 @@
  * @contract: PFNGUARD_CONTRACT_* bits
  * @vcpus: number of vCPUs
  * @number: the hypervisor's name of it
- * @dead: it was torn down before its time
+ * @dead: it was torn down, or that was tried
+ * @stuck: that failed: what it has stays lost
  */
 struct pfnguard_vm {
 	struct mutex lock;
@@ -42,6 +44,7 @@ struct pfnguard_vm {
 	u32 vcpus;
 	u16 number;
 	bool dead;
+	bool stuck;
 };
 
 static unsigned long pfn_of(const void *entry)
@@ -133,6 +136,7 @@ struct pfnguard_vm *pfnguard_vm_create(u32 contract, u32 vcpus, u32 tables,
 	xa_init(&vm->tables);
 	ret = give_tables(vm, &regs, &regs.a3, tables, why);
 	if (ret) {
+		xa_destroy(&vm->tables);
 		kfree(vm);
 		return ERR_PTR(ret);
 	}
@@ -230,7 +234,8 @@ static int remember(struct pfnguard_vm *vm, struct page **pages,
 	unsigned long i;
 
 	for (i = 0; i < count; i++) {
-		unsigned long entry = page_to_pfn(pages[i]) << PFN_SHIFT | bits;
+		unsigned long entry = page_to_pfn(pages[i]) << PFN_SHIFT | bits |
+				      (i ? 0 : FIRST);
 		int ret = xa_insert(&vm->pages, ipa_pfn + i, xa_mk_value(entry),
 				    GFP_KERNEL_ACCOUNT);
 
@@ -288,8 +293,9 @@ static int share_runs(struct pfnguard_vm *vm, struct page **pages,
 		regs.a4 = run;
 		ret = pfnguard_call(&regs, why);
 		if (ret) {
-			WARN_ON(unshare_runs(vm, pages, done, ipa_pfn, NULL) &&
-				!READ_ONCE(vm->dead));
+			/* What cannot be taken back alone ends with the VM. */
+			if (unshare_runs(vm, pages, done, ipa_pfn, NULL))
+				pfnguard_vm_kill(vm);
 			return ret;
 		}
 		cond_resched();
@@ -329,32 +335,36 @@ int pfnguard_share_pages(struct pfnguard_vm *vm, struct page **pages,
 }
 EXPORT_SYMBOL_GPL(pfnguard_share_pages);
 
-/* Finds @count pages that the VM borrows from @ipa_pfn on. */
-static int find_lent(struct pfnguard_vm *vm, struct page **pages,
+/* Finds the loan that begins at @ipa_pfn and has @count pages. */
+static int find_loan(struct pfnguard_vm *vm, struct page **pages,
 		     unsigned long count, u64 ipa_pfn)
 {
 	unsigned long i;
+	void *entry;
 
 	for (i = 0; i < count; i++) {
-		void *entry = xa_load(&vm->pages, ipa_pfn + i);
-
-		if (!entry || xa_to_value(entry) & GIVEN)
+		entry = xa_load(&vm->pages, ipa_pfn + i);
+		if (!entry || xa_to_value(entry) & GIVEN ||
+		    !(xa_to_value(entry) & FIRST) != !!i)
 			return -ENOENT;
 		pages[i] = pfn_to_page(pfn_of(entry));
 	}
-	return 0;
+	entry = xa_load(&vm->pages, ipa_pfn + count);
+	return entry && !(xa_to_value(entry) & (GIVEN | FIRST)) ? -ENOENT : 0;
 }
 
 /**
- * pfnguard_unshare_pages() - take back what a VM borrows
+ * pfnguard_unshare_pages() - take back what one call has lent
  * @vm: the VM
  * @pages: gets the pages
- * @count: how many
+ * @count: how many, all of the loan
  * @ipa_pfn: where the guest sees the first
  * @why: gets the reason of a refusal; may be NULL
  *
- * Return: 0; -ENOENT where one of them is not lent: then all are as before;
- * -EPERM for a VM that was torn down.
+ * Runs of pages go as they came, so that no block has to be split.
+ *
+ * Return: 0; -ENOENT for no such loan, -EPERM for a VM that was torn down: then
+ * all is as before.
  */
 int pfnguard_unshare_pages(struct pfnguard_vm *vm, struct page **pages,
 			   unsigned long count, u64 ipa_pfn,
@@ -363,7 +373,7 @@ int pfnguard_unshare_pages(struct pfnguard_vm *vm, struct page **pages,
 	int ret;
 
 	mutex_lock(&vm->lock);
-	ret = find_lent(vm, pages, count, ipa_pfn);
+	ret = find_loan(vm, pages, count, ipa_pfn);
 	if (!ret)
 		ret = unshare_runs(vm, pages, count, ipa_pfn, why);
 	if (!ret)
@@ -424,8 +434,9 @@ EXPORT_SYMBOL_GPL(pfnguard_donate_pages);
  * pfnguard_vm_kill() - tear a VM down now
  * @vm: the VM, of which only pfnguard_vm_destroy() is left afterwards
  *
- * For any context: the VM runs no more and has no memory, but pages that it was
- * given and its tables are not free yet.
+ * For any context. The VM runs no more and reaches no memory, but pages that it
+ * was given and its tables are not free yet. A VM that runs on another CPU
+ * cannot be torn down: all that it has is lost then.
  */
 void pfnguard_vm_kill(struct pfnguard_vm *vm)
 {
@@ -434,8 +445,71 @@ void pfnguard_vm_kill(struct pfnguard_vm *vm)
 		.a1 = vm->number,
 	};
 
-	if (!xchg(&vm->dead, true))
-		WARN_ON(pfnguard_call(&regs, NULL));
+	if (!xchg(&vm->dead, true) && WARN_ON(pfnguard_call(&regs, NULL)))
+		WRITE_ONCE(vm->stuck, true);
+}
+
+/**
+ * pfnguard_vm_is_stuck() - whether a VM has memory that it cannot lose
+ * @vm: the VM
+ *
+ * Return: true if what it was lent must not be freed.
+ */
+bool pfnguard_vm_is_stuck(const struct pfnguard_vm *vm)
+{
+	return READ_ONCE(vm->stuck);
+}
+
+/* Length of the part of a loan that lies in a row from @ipa_pfn on. */
+static unsigned long lent_run(struct pfnguard_vm *vm, unsigned long ipa_pfn,
+			      unsigned long value)
+{
+	unsigned long n = 1;
+
+	value &= ~FIRST;
+	while (n < PFNGUARD_MAX_RANGE_PAGES &&
+	       xa_load(&vm->pages, ipa_pfn + n) ==
+	       xa_mk_value(value + (n << PFN_SHIFT)))
+		n++;
+	return n;
+}
+
+/**
+ * pfnguard_vm_end_loans() - take back all that a VM borrows, piece by piece
+ * @vm: the VM
+ * @put: called for each page that came back; may be NULL
+ *
+ * Its teardown would do it too, but at once, and nobody else could make a call
+ * meanwhile. What does not come back is left to the teardown.
+ */
+void pfnguard_vm_end_loans(struct pfnguard_vm *vm,
+			   void (*put)(struct page *page))
+{
+	unsigned long ipa_pfn = 0;
+	void *entry;
+
+	xa_for_each(&vm->pages, ipa_pfn, entry) {
+		unsigned long value = xa_to_value(entry);
+		struct arm_smccc_1_2_regs regs = {
+			.a0 = PFNGUARD_FN_HOST_UNSHARE_GUEST,
+			.a1 = vm->number,
+			.a2 = pfn_of(entry),
+			.a3 = ipa_pfn,
+		};
+		unsigned long i, n;
+
+		if (value & GIVEN)
+			continue;
+		n = lent_run(vm, ipa_pfn, value);
+		regs.a4 = n;
+		if (!pfnguard_call(&regs, NULL)) {
+			for (i = 0; put && i < n; i++)
+				put(pfn_to_page(pfn_of(entry) + i));
+			forget(vm, ipa_pfn, n);
+		}
+		ipa_pfn += n - 1;
+		cond_resched();
+	}
 }
 
 /* Takes back what the dead VM was given, from @ipa_pfn on; returns pages. */
@@ -451,7 +525,7 @@ static unsigned long reclaim_run(struct pfnguard_vm *vm, unsigned long ipa_pfn,
 
 	while (n < PFNGUARD_MAX_RANGE_PAGES &&
 	       xa_load(&vm->pages, ipa_pfn + n) ==
-	       xa_mk_value((pfn + n) << PFN_SHIFT | GIVEN | PERMS_MASK))
+	       xa_mk_value((pfn + n) << PFN_SHIFT | GIVEN | FIRST | PERMS_MASK))
 		n++;
 	regs.a3 = n;
 	/* What does not come back is lost, rather than used by two. */
@@ -470,7 +544,7 @@ static void take_back(struct pfnguard_vm *vm, void (*put)(struct page *page))
 
 		if (xa_to_value(entry) & GIVEN)
 			ipa_pfn += reclaim_run(vm, ipa_pfn, pfn) - 1;
-		else if (put)
+		else if (put && !vm->stuck)
 			put(pfn_to_page(pfn));
 		cond_resched();
 	}
@@ -505,9 +579,11 @@ static void free_tables(struct pfnguard_vm *vm)
 void pfnguard_vm_destroy(struct pfnguard_vm *vm,
 			 void (*put)(struct page *page))
 {
+	pfnguard_vm_end_loans(vm, put);
 	pfnguard_vm_kill(vm);
 	take_back(vm, put);
-	free_tables(vm);
+	if (!vm->stuck)
+		free_tables(vm);
 	xa_destroy(&vm->pages);
 	xa_destroy(&vm->tables);
 	kfree(vm);
@@ -611,6 +687,9 @@ static unsigned long alike(struct pfnguard_vm *vm, unsigned long ipa_pfn,
 {
 	unsigned long n = 1;
 
+	/* Each page that is given is the first of its own; of a loan one is. */
+	if (!(value & GIVEN))
+		value &= ~FIRST;
 	while (xa_load(&vm->pages, ipa_pfn + n) ==
 	       xa_mk_value(value + (n << PFN_SHIFT)))
 		n++;
@@ -646,6 +725,7 @@ void pfnguard_vm_show(struct pfnguard_vm *vm, pid_t pid, const char *comm,
 			   value & GIVEN ? "given" : "lent", vm->number, ipa_pfn,
 			   value >> PFN_SHIFT, n, value & PERMS_MASK);
 		ipa_pfn += n - 1;
+		cond_resched();
 	}
 	mutex_unlock(&vm->lock);
 }

@@ -38,7 +38,7 @@ numbers! {
         /// Device, `struct pfnguard_vm_args`: a new VM. Returns the file of the VM, which is torn down
         /// when the last reference to its file goes. Its calls are for the process that made it.
         CreateVm = both_ways::<VmArgs>(0x03),
-        /// VM, `struct pfnguard_tables_args`: more table memory.
+        /// VM, `struct pfnguard_tables_args`: more table memory. It counts as locked.
         AddTables = both_ways::<TablesArgs>(0x10),
         /// VM, `struct pfnguard_tables_args`, zero: the guest uses memory tagging (R21).
         EnableMte = both_ways::<TablesArgs>(0x11),

@@ -148,6 +148,8 @@ impl Snapshot {
             "lent" => self.lent.push(fields.ram()?),
             "given" => self.given.push(fields.ram()?),
             "bind" => self.bindings.push(fields.binding()?),
+            // A VM whose program is in the middle of a call: nobody waits for it.
+            "busy" => {}
             unknown => return Err(LineError::UnknownWord(unknown.to_owned())),
         }
         Ok(())

@@ -59,8 +59,9 @@ fn loans(vm: &Vm) -> Outcome {
     let half = RamArgs { guest: GUEST - PAGE, ..good };
     refused(vm.share(half), Error::EBUSY, "a loan that overlaps one")?;
     refused(vm.unshare(GUEST - PAGE, 2 * PAGE), Error::ENOENT, "the end of half a loan")?;
-    vm.unshare(GUEST, 8 * PAGE)?;
-    vm.unshare(GUEST + 8 * PAGE, 8 * PAGE)?;
+    refused(vm.unshare(GUEST, 8 * PAGE), Error::ENOENT, "the end of a loan's first half")?;
+    refused(vm.unshare(GUEST + 8 * PAGE, 8 * PAGE), Error::ENOENT, "and of its second")?;
+    vm.unshare(GUEST, 16 * PAGE)?;
     refused(vm.unshare(GUEST, PAGE), Error::ENOENT, "the end of no loan")
 }
 
@@ -101,9 +102,11 @@ fn bindings(vm: &Vm) -> Outcome {
 /// What is lent and given counts as locked, which an ordinary user may not have without end.
 pub fn memlock() -> Outcome {
     let device = Device::open()?;
-    setrlimit(Resource::RLIMIT_MEMLOCK, 16 * PAGE, 16 * PAGE)?;
+    let tables = u64::from(TABLES);
+    setrlimit(Resource::RLIMIT_MEMLOCK, (16 + tables) * PAGE, (16 + tables) * PAGE)?;
     setuid(Uid::from_raw(1000))?;
     let vm = device.create_vm(ContractFlags::NONE, TABLES)?;
+    refused(vm.add_tables(17), Error::ENOMEM, "tables count too")?;
     let memory = Memory::new(17 * PAGE)?;
     refused(vm.share(memory.loan(GUEST)), Error::ENOMEM, "17 pages of a limit of 16")?;
     let address = memory.address();
