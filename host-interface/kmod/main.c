@@ -16,11 +16,20 @@
 
 #include "kmod.h"
 
-static char *manifest = "pfnguard/manifest.bin";
+/* What Kconfig says, where this is in the kernel's tree. */
+#ifdef CONFIG_PFNGUARD_MANIFEST
+#define MANIFEST	CONFIG_PFNGUARD_MANIFEST
+#define UART		CONFIG_PFNGUARD_UART
+#else
+#define MANIFEST	"pfnguard/manifest.bin"
+#define UART		0
+#endif
+
+static char *manifest = MANIFEST;
 module_param(manifest, charp, 0444);
 MODULE_PARM_DESC(manifest, "Platform-safety manifest, a file of the firmware directories");
 
-static ulong uart;
+static ulong uart = UART;
 module_param(uart, ulong, 0444);
 MODULE_PARM_DESC(uart, "Physical address of a PL011 that hears what goes wrong at EL2 (0: none)");
 
@@ -120,8 +129,13 @@ out:
 		platform_device_unregister(device);
 	return ret;
 }
-module_init(pfnguard_init);
+/*
+ * In vmlinux: after everything else that is built in (KVM, which may own EL2,
+ * and drivers, whose memory is left where it is), before the first program. In
+ * a module, the same as module_init().
+ */
+late_initcall_sync(pfnguard_init);
 
 MODULE_DESCRIPTION("Protected hypervisor that guards memory types");
 MODULE_LICENSE("Dual MIT/GPL");
-MODULE_FIRMWARE("pfnguard/manifest.bin");
+MODULE_FIRMWARE(MANIFEST);

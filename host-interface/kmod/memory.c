@@ -23,6 +23,9 @@
 #define GUARD		1UL
 #define MAX_BANKS	(ARRAY_SIZE(((struct pfnguard_launch_info *)0)->ram) / 2)
 
+/* Page frame numbers mean the same to both. */
+static_assert(PAGE_SIZE == PFNGUARD_PAGE_SIZE);
+
 /* What was given to the hypervisor. */
 static struct pfnguard_memory kept __ro_after_init;
 
