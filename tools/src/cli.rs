@@ -64,6 +64,10 @@ enum Command {
     Header(HeaderArgs),
     /// Launches the hypervisor under a stock Debian kernel and tries it.
     Linux(LinuxArgs),
+    /// Builds Debian's kernel source with the hypervisor linked in, boots it and tries it.
+    LinuxBuiltin(LinuxBuiltinArgs),
+    /// Puts the sources and the hypervisor's image into a kernel's tree, to be linked in.
+    LinuxOverlay(LinuxOverlayArgs),
     /// Measures what Linux costs under the hypervisor, beside KVM's; fails if a target is missed.
     LinuxBench(LinuxBenchArgs),
     /// Counts the host's stage-2 faults of a boot and of minutes of load after it.
@@ -209,15 +213,34 @@ struct SeedsArgs {
 
 #[derive(Debug, Args)]
 struct LinuxArgs {
+    #[command(flatten)]
+    machine: LinuxMachineArgs,
+    /// What the machine is to show.
+    #[arg(long, value_enum, default_value_t = Scenario::Launch)]
+    scenario: Scenario,
+}
+
+#[derive(Debug, Args)]
+struct LinuxBuiltinArgs {
+    #[command(flatten)]
+    machine: LinuxMachineArgs,
+}
+
+#[derive(Debug, Args)]
+struct LinuxOverlayArgs {
+    /// The kernel's tree.
+    tree: PathBuf,
+}
+
+/// Which machine Linux runs on, for how long, and how loud.
+#[derive(Debug, Args)]
+struct LinuxMachineArgs {
     /// CPU model.
     #[arg(long, value_enum, default_value_t = Cpu::NeoverseN2)]
     cpu: Cpu,
     /// Number of CPUs.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=8))]
     smp: u8,
-    /// What the machine is to show.
-    #[arg(long, value_enum, default_value_t = Scenario::Launch)]
-    scenario: Scenario,
     /// Show the machine's log as it comes.
     #[arg(long, short, action = ArgAction::SetTrue)]
     verbose: bool,
@@ -296,6 +319,18 @@ impl MachineArgs {
     }
 }
 
+impl LinuxMachineArgs {
+    fn linux(&self, scenario: Scenario, progress: Progress) -> Linux {
+        let machine = Machine { cpu: self.cpu, cpus: self.smp, clock: Clock::Free };
+        let timeout = Duration::from_secs(self.timeout);
+        let (echo, progress) = match self.verbose {
+            true => (Echo::Lines, Progress::Plain),
+            false => (Echo::Silent, progress),
+        };
+        Linux { machine, scenario, timeout, echo, progress }
+    }
+}
+
 impl Cli {
     /// Does what the command line says.
     ///
@@ -325,14 +360,9 @@ impl Cli {
                 header::run(if args.check { Action::Check } else { Action::Write })
             }
             Some(Command::Linux(args)) => run_linux(&args, progress),
-            Some(Command::LinuxBench(args)) => {
-                let costs = linux::cost::measure(Duration::from_secs(args.timeout), progress)?;
-                if args.write {
-                    costs.write()?;
-                }
-                println!("\n{costs}");
-                costs.check()
-            }
+            Some(Command::LinuxBuiltin(args)) => build_linux(&args, progress),
+            Some(Command::LinuxOverlay(args)) => linux::overlay::install(&args.tree, progress),
+            Some(Command::LinuxBench(args)) => bench_linux(&args, progress),
             Some(Command::LinuxFaults(args)) => {
                 println!("\n{}", linux::faults::count(args.seconds, progress)?);
                 Ok(())
@@ -369,15 +399,24 @@ fn demo(args: DemoArgs) -> miette::Result<()> {
 }
 
 fn run_linux(args: &LinuxArgs, progress: Progress) -> miette::Result<()> {
-    let machine = Machine { cpu: args.cpu, cpus: args.smp, clock: Clock::Free };
-    let (scenario, timeout) = (args.scenario, Duration::from_secs(args.timeout));
-    let (echo, progress) = match args.verbose {
-        true => (Echo::Lines, Progress::Plain),
-        false => (Echo::Silent, progress),
-    };
-    let tally = Linux { machine, scenario, timeout, echo, progress }.run()?;
-    println!("{machine}: {tally}");
+    let linux = args.machine.linux(args.scenario, progress);
+    println!("{}: {}", linux.machine, linux.run()?);
     Ok(())
+}
+
+fn build_linux(args: &LinuxBuiltinArgs, progress: Progress) -> miette::Result<()> {
+    let linux = args.machine.linux(Scenario::Builtin, progress);
+    println!("{}: {}", linux.machine, linux::builtin::run(&linux)?);
+    Ok(())
+}
+
+fn bench_linux(args: &LinuxBenchArgs, progress: Progress) -> miette::Result<()> {
+    let costs = linux::cost::measure(Duration::from_secs(args.timeout), progress)?;
+    if args.write {
+        costs.write()?;
+    }
+    println!("\n{costs}");
+    costs.check()
 }
 
 fn build(args: &BuildArgs, progress: Progress) -> miette::Result<()> {

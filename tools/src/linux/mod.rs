@@ -3,10 +3,12 @@
 //! The machine is the one of the bare-metal tests, with a disk and a network. Its first program,
 //! `tests/linux/init`, tries what a scenario is about and prints `@` lines like the bare-metal host.
 
+pub mod builtin;
 pub mod cost;
 pub mod faults;
 mod initramfs;
 mod module;
+pub mod overlay;
 mod packages;
 
 use std::fs;
@@ -75,6 +77,14 @@ pub enum LinuxError {
     /// The compiler made no module.
     #[error("no module was made in {0}")]
     NoModule(PathBuf),
+    /// Kconfig knows better.
+    #[error("the kernel's configuration lacks what {file} asks for:\n{lines}")]
+    Config {
+        /// What was asked for.
+        file: &'static str,
+        /// The lines that are not in the configuration.
+        lines: String,
+    },
     /// The archive could not be made.
     #[error("the initial file system cannot be made: {0}")]
     Archive(#[from] io::Error),
@@ -107,6 +117,9 @@ pub enum Scenario {
     Cost,
     /// What they cost with KVM's protected hypervisor at EL2 instead.
     CostKvm,
+    /// Nothing to launch: the hypervisor is linked into the kernel, which is not the stock one.
+    #[value(skip)]
+    Builtin,
 }
 
 impl Scenario {
@@ -123,6 +136,7 @@ impl Scenario {
             Self::Stress => "stress",
             Self::Cost => "cost",
             Self::CostKvm => "cost-kvm",
+            Self::Builtin => "builtin",
         }
     }
 
@@ -137,7 +151,8 @@ impl Scenario {
             | Self::Its
             | Self::Stress
             | Self::Cost
-            | Self::CostKvm => El2::Present,
+            | Self::CostKvm
+            | Self::Builtin => El2::Present,
         }
     }
 
@@ -152,6 +167,7 @@ impl Scenario {
                 "kvm-arm.mode=protected id_aa64mmfr1.vh=0 irqchip.gicv3_nolpi=1"
             }
             Self::Its => "kvm-arm.mode=none id_aa64mmfr1.vh=0",
+            Self::Builtin => "id_aa64mmfr1.vh=0 irqchip.gicv3_nolpi=1",
         }
     }
 }
@@ -233,15 +249,21 @@ impl Linux {
             let _lock = workspace::lock("linux").map_err(LinuxError::from)?;
             module::build(&kernel, "tests/linux/attack", &[], self.progress)?
         };
-        let program = artifacts::linux_program(self.progress)?;
-        let own = [("pfnguard.ko", module), ("attack.ko", attack), ("bin/program", program)];
-        self.boot(&kernel, &own, options, variable)
+        let mut archive = archive(&kernel.busybox(), self.progress)?;
+        archive.copy("pfnguard.ko", &module)?;
+        archive.copy("attack.ko", &attack)?;
+        for (index, stock) in STOCK_MODULES.iter().enumerate() {
+            let name = stock.rsplit('/').next().unwrap_or(stock);
+            archive.copy(&format!("modules/{index}-{name}.ko.xz"), &kernel.module(stock))?;
+        }
+        self.boot(&kernel.image(), archive, options, variable)
     }
 
+    /// Boots a kernel with an archive, to which the manifest is added.
     fn boot(
         &self,
-        kernel: &Kernel,
-        own: &[(&str, PathBuf)],
+        image: &Path,
+        mut archive: Initramfs,
         options: &[&str],
         variable: &str,
     ) -> miette::Result<Run> {
@@ -254,16 +276,15 @@ impl Linux {
         let manifest = job.manifest()?;
         let directory = workspace::output_dir().join(machine.to_string());
         let initrd = directory.join(format!("{name}.cpio"));
-        let archive = archive(kernel, own, &manifest)?;
+        archive.file("lib/firmware/pfnguard/manifest.bin", manifest.clone());
+        let archive = archive.bytes().map_err(LinuxError::from)?;
         artifacts::put(&initrd, &archive).map_err(LinuxError::from)?;
         let disk = Disk::create(directory.join(format!("{name}.{}.disk", workspace::unique())))?;
         let parameters = self.scenario.parameters();
         // What the kernel does not know becomes a variable of its first program.
         let parameters =
             format!("console=ttyAMA0 panic=-1 {parameters} scenario={scenario} {variable}");
-        let image = kernel.image();
-        let boot =
-            LinuxBoot { image: &image, initrd: &initrd, parameters: &parameters, disk: &disk.0 };
+        let boot = LinuxBoot { image, initrd: &initrd, parameters: &parameters, disk: &disk.0 };
         let mut command = machine.boot_linux(&boot, self.scenario.el2());
         command.args(options);
         let mut step = progress.step(&format!("run {name} on {machine}"));
@@ -281,29 +302,18 @@ impl Linux {
     }
 }
 
-/// Returns the initial file system: the kernel's, and `own` files.
-fn archive(
-    kernel: &Kernel,
-    own: &[(&str, PathBuf)],
-    manifest: &[u8],
-) -> Result<Vec<u8>, LinuxError> {
+/// Returns what every kernel starts with.
+fn archive(busybox: &Path, progress: Progress) -> Result<Initramfs, LinuxError> {
     let mut archive = Initramfs::new();
     for directory in
         ["bin", "proc", "sys", "tmp", "modules", "lib", "lib/firmware", "lib/firmware/pfnguard"]
     {
         archive.directory(directory);
     }
-    archive.copy("bin/busybox", &kernel.busybox())?;
+    archive.copy("bin/busybox", busybox)?;
+    archive.copy("bin/program", &artifacts::linux_program(progress)?)?;
     archive.copy("init", &workspace::root().join("tests/linux/init"))?;
-    for (name, path) in own {
-        archive.copy(name, path)?;
-    }
-    for (index, stock) in STOCK_MODULES.iter().enumerate() {
-        let name = stock.rsplit('/').next().unwrap_or(stock);
-        archive.copy(&format!("modules/{index}-{name}.ko.xz"), &kernel.module(stock))?;
-    }
-    archive.file("lib/firmware/pfnguard/manifest.bin", manifest.to_vec());
-    Ok(archive.bytes()?)
+    Ok(archive)
 }
 
 /// A disk, deleted when it is let go of.

@@ -45,7 +45,7 @@ pub fn build(
 }
 
 /// Copies what has changed: make looks at the time.
-fn copy(from: &Path, to: &Path) -> Result<(), LinuxError> {
+pub(super) fn copy(from: &Path, to: &Path) -> Result<(), LinuxError> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).map_err(artifacts::file("create", parent))?;
     }

@@ -1,5 +1,5 @@
-//! A stock Debian kernel with what modules for it are built with: fetched as packages and unpacked
-//! under the build directory, never installed.
+//! A stock Debian kernel with what modules for it are built with, or its source: fetched as packages
+//! and unpacked under the build directory, never installed.
 //!
 //! The packages are arm64's, so apt works on a state of its own: the system's configuration of
 //! mirrors and keys, but not its list of architectures and of what is installed.
@@ -14,6 +14,8 @@ use crate::{artifacts, process, workspace};
 
 /// The kernel series that late launch is tried on.
 const SERIES: &str = "6.12";
+/// The package with BusyBox.
+const BUSYBOX: &str = "busybox-static";
 /// What says that a kernel's directory holds all of it.
 const COMPLETE: &str = "complete";
 
@@ -23,6 +25,49 @@ pub struct Kernel {
     /// As its packages are called: `6.12.107+deb12`.
     pub version: String,
     root: PathBuf,
+}
+
+/// The source of a Debian kernel, unpacked, and a userland for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    root: PathBuf,
+}
+
+impl Source {
+    /// Returns what was fetched, or fetches the newest of the series.
+    ///
+    /// # Errors
+    /// As [`Kernel::fetch`].
+    pub fn fetch(progress: Progress) -> Result<Self, LinuxError> {
+        let base = workspace::target_dir().join("debian");
+        let source = Self { root: base.join("source").join(SERIES) };
+        let complete = source.root.join(COMPLETE);
+        if complete.exists() {
+            return Ok(source);
+        }
+        let apt = Apt::set_up(&base, progress)?;
+        let mut step = progress.step(&format!("fetch the source of Debian's kernel {SERIES}"));
+        let package = format!("linux-source-{SERIES}");
+        apt.unpack(&[package.clone(), BUSYBOX.to_owned()], &source.root, &mut step)?;
+        let archive = source.root.join("usr/src").join(format!("{package}.tar.xz"));
+        let mut tar = Command::new("tar");
+        tar.arg("--extract").arg("--directory").arg(&source.root).arg("--file").arg(&archive);
+        run(&mut tar, &mut step)?;
+        fs::remove_file(&archive).map_err(artifacts::file("remove", &archive))?;
+        fs::write(&complete, "").map_err(artifacts::file("write", &complete))?;
+        step.done("");
+        Ok(source)
+    }
+
+    /// Returns the kernel's tree.
+    pub fn tree(&self) -> PathBuf {
+        self.root.join(format!("linux-source-{SERIES}"))
+    }
+
+    /// Returns a static BusyBox for the machine.
+    pub fn busybox(&self) -> PathBuf {
+        self.root.join("bin/busybox")
+    }
 }
 
 impl Kernel {
@@ -40,7 +85,7 @@ impl Kernel {
         let version = apt.newest()?;
         let root = base.join(&version);
         let mut step = progress.step(&format!("fetch the Debian kernel {version}"));
-        apt.unpack(&version, &root, &mut step)?;
+        apt.unpack(&packages(&version), &root, &mut step)?;
         let complete = root.join(COMPLETE);
         fs::write(&complete, "").map_err(artifacts::file("write", &complete))?;
         step.done("");
@@ -85,6 +130,18 @@ impl Kernel {
         artifacts::put(&makefile, text.as_bytes())?;
         Ok(headers("arm64"))
     }
+}
+
+/// Returns the packages of a kernel.
+fn packages(version: &str) -> [String; 5] {
+    [
+        format!("linux-image-{version}-arm64-unsigned"),
+        format!("linux-headers-{version}-arm64"),
+        format!("linux-headers-{version}-common"),
+        // Programs that build modules run here.
+        format!("linux-kbuild-{version}:{}", native_architecture()),
+        BUSYBOX.to_owned(),
+    ]
 }
 
 /// Returns the numbers in a version, to compare by.
@@ -154,20 +211,15 @@ impl Apt {
         })
     }
 
-    /// Fetches and unpacks everything of `version`.
-    fn unpack(&self, version: &str, root: &Path, step: &mut Step) -> Result<(), LinuxError> {
+    /// Fetches packages and unpacks them.
+    fn unpack(&self, packages: &[String], root: &Path, step: &mut Step) -> Result<(), LinuxError> {
         let debs = self.state.join("debs");
         let _ = fs::remove_dir_all(&debs);
-        fs::create_dir_all(&debs).map_err(artifacts::file("create", &debs))?;
+        for directory in [&debs, root] {
+            fs::create_dir_all(directory).map_err(artifacts::file("create", directory))?;
+        }
         let mut download = self.command("apt-get");
-        download.current_dir(&debs).arg("download").args([
-            format!("linux-image-{version}-arm64-unsigned"),
-            format!("linux-headers-{version}-arm64"),
-            format!("linux-headers-{version}-common"),
-            // Programs that build modules run here.
-            format!("linux-kbuild-{version}:{}", native_architecture()),
-            "busybox-static".to_owned(),
-        ]);
+        download.current_dir(&debs).arg("download").args(packages);
         run(&mut download, step)?;
         let packages = fs::read_dir(&debs).map_err(artifacts::file("read", &debs))?;
         for package in packages.flatten() {

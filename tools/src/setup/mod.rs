@@ -22,6 +22,9 @@ pub const MIN_QEMU: Version = Version { major: 10, minor: 0, patch: 2 };
 /// Programs that build kernel modules, each with Debian's package.
 const CROSS_TOOLS: &[(&str, &str)] =
     &[("aarch64-linux-gnu-gcc-12", "gcc-12-aarch64-linux-gnu"), ("make", "make")];
+/// Programs that a kernel's build needs beyond those.
+const KERNEL_TOOLS: &[(&str, &str)] =
+    &[("bc", "bc"), ("bison", "bison"), ("flex", "flex"), ("perl", "perl"), ("xz", "xz-utils")];
 
 /// A QEMU version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,8 +111,29 @@ pub fn ensure(progress: Progress) -> Result<Version, SetupError> {
 /// # Errors
 /// As [`ensure`].
 pub fn ensure_cross_compiler(progress: Progress) -> Result<(), SetupError> {
+    ensure_programs(CROSS_TOOLS, progress)
+}
+
+/// Makes sure that an arm64 kernel can be built.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_kernel_build(progress: Progress) -> Result<(), SetupError> {
+    ensure_cross_compiler(progress)?;
+    ensure_programs(KERNEL_TOOLS, progress)
+}
+
+/// Makes sure that a kernel's tree can be patched.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_patch(progress: Progress) -> Result<(), SetupError> {
+    ensure_programs(&[("patch", "patch")], progress)
+}
+
+fn ensure_programs(wanted: &[(&str, &str)], progress: Progress) -> Result<(), SetupError> {
     let missing: Vec<_> =
-        CROSS_TOOLS.iter().filter(|(program, _)| !crate::process::exists(program)).collect();
+        wanted.iter().filter(|(program, _)| !crate::process::exists(program)).collect();
     if missing.is_empty() {
         return Ok(());
     }
