@@ -109,9 +109,6 @@ static int __init pfnguard_init(void)
 	const struct firmware *file;
 	struct platform_device *device;
 	int ret;
-
-	/* The hypervisor counts in its own pages. */
-	BUILD_BUG_ON(PAGE_SIZE != PFNGUARD_PAGE_SIZE);
 	device = platform_device_register_simple(KBUILD_MODNAME,
 						 PLATFORM_DEVID_NONE, NULL, 0);
 	if (IS_ERR(device))
