@@ -43,13 +43,17 @@ int pfnguard_vm_args(const struct pfnguard_vm_args *args)
 }
 
 /**
- * pfnguard_tables_args() - judge the argument of ADD_TABLES
+ * pfnguard_tables_args() - judge the argument of ADD_TABLES and ENABLE_MTE
+ * @call: PFNGUARD_IOCTL_ADD_TABLES or _ENABLE_MTE
  * @args: the argument
  *
  * Return: 0 or -EINVAL.
  */
-int pfnguard_tables_args(const struct pfnguard_tables_args *args)
+int pfnguard_tables_args(unsigned int call,
+			 const struct pfnguard_tables_args *args)
 {
+	if (call == PFNGUARD_IOCTL_ENABLE_MTE)
+		return args->reserved || args->tables ? -EINVAL : 0;
 	if (args->reserved || !args->tables ||
 	    args->tables > PFNGUARD_MAX_TABLES)
 		return -EINVAL;

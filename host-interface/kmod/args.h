@@ -13,7 +13,8 @@
 
 int pfnguard_region_args(const struct pfnguard_region_args *args);
 int pfnguard_vm_args(const struct pfnguard_vm_args *args);
-int pfnguard_tables_args(const struct pfnguard_tables_args *args);
+int pfnguard_tables_args(unsigned int call,
+			 const struct pfnguard_tables_args *args);
 int pfnguard_ram_args(unsigned int call, const struct pfnguard_ram_args *args);
 int pfnguard_bind_args(const struct pfnguard_bind_args *args,
 		       struct pfnguard_request *request);

@@ -78,6 +78,7 @@ static long region(unsigned int call, struct pfnguard_region_args *args)
 
 static void end_vm(struct pfnguard_user_vm *user)
 {
+	/* What a protected VM has bound ends with the VM: before its bindings go. */
 	pfnguard_user_end_loans(user);
 	pfnguard_vm_kill(user->vm);
 	pfnguard_user_drop_bindings(user);
@@ -100,15 +101,13 @@ static int vm_release(struct inode *inode, struct file *file)
 static int tables(unsigned int call, struct pfnguard_user_vm *user,
 		  struct pfnguard_tables_args *args)
 {
-	int ret;
+	int ret = pfnguard_tables_args(call, args);
 
-	if (call == PFNGUARD_IOCTL_ENABLE_MTE) {
-		if (args->tables || args->reserved)
-			return -EINVAL;
+	if (ret)
+		return ret;
+	if (call == PFNGUARD_IOCTL_ENABLE_MTE)
 		return pfnguard_vm_enable_mte(user->vm, &args->decision);
-	}
-	ret = pfnguard_tables_args(args) ?:
-	      pfnguard_user_lock_pages(user, args->tables);
+	ret = pfnguard_user_lock_pages(user, args->tables);
 	if (ret)
 		return ret;
 	ret = pfnguard_vm_add_tables(user->vm, args->tables, &args->decision);

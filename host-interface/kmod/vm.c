@@ -460,13 +460,15 @@ bool pfnguard_vm_is_stuck(const struct pfnguard_vm *vm)
 	return READ_ONCE(vm->stuck);
 }
 
-/* Length of the part of a loan that lies in a row from @ipa_pfn on. */
-static unsigned long lent_run(struct pfnguard_vm *vm, unsigned long ipa_pfn,
-			      unsigned long value)
+/* How many pages from @ipa_pfn on lie in a row and are alike, one loan or all given. */
+static unsigned long row_of(struct pfnguard_vm *vm, unsigned long ipa_pfn,
+			    unsigned long value)
 {
 	unsigned long n = 1;
 
-	value &= ~FIRST;
+	/* Each page that is given is a first one; of a loan only one is. */
+	if (!(value & GIVEN))
+		value &= ~FIRST;
 	while (n < PFNGUARD_MAX_RANGE_PAGES &&
 	       xa_load(&vm->pages, ipa_pfn + n) ==
 	       xa_mk_value(value + (n << PFN_SHIFT)))
@@ -500,7 +502,7 @@ void pfnguard_vm_end_loans(struct pfnguard_vm *vm,
 
 		if (value & GIVEN)
 			continue;
-		n = lent_run(vm, ipa_pfn, value);
+		n = row_of(vm, ipa_pfn, value);
 		regs.a4 = n;
 		if (!pfnguard_call(&regs, NULL)) {
 			for (i = 0; put && i < n; i++)
@@ -513,24 +515,20 @@ void pfnguard_vm_end_loans(struct pfnguard_vm *vm,
 }
 
 /* Takes back what the dead VM was given, from @ipa_pfn on; returns pages. */
-static unsigned long reclaim_run(struct pfnguard_vm *vm, unsigned long ipa_pfn,
-				 unsigned long pfn)
+static unsigned long reclaim_row(struct pfnguard_vm *vm, unsigned long ipa_pfn,
+				 unsigned long value)
 {
+	unsigned long n = row_of(vm, ipa_pfn, value);
 	struct arm_smccc_1_2_regs regs = {
 		.a0 = PFNGUARD_FN_HOST_RECLAIM_GUEST,
 		.a1 = vm->number,
-		.a2 = pfn,
+		.a2 = value >> PFN_SHIFT,
+		.a3 = n,
 	};
-	unsigned long n = 1;
 
-	while (n < PFNGUARD_MAX_RANGE_PAGES &&
-	       xa_load(&vm->pages, ipa_pfn + n) ==
-	       xa_mk_value((pfn + n) << PFN_SHIFT | GIVEN | FIRST | PERMS_MASK))
-		n++;
-	regs.a3 = n;
 	/* What does not come back is lost, rather than used by two. */
 	if (!WARN_ON(pfnguard_call(&regs, NULL)))
-		free_returned(pfn, n);
+		free_returned(value >> PFN_SHIFT, n);
 	return n;
 }
 
@@ -540,12 +538,12 @@ static void take_back(struct pfnguard_vm *vm, void (*put)(struct page *page))
 	void *entry;
 
 	xa_for_each(&vm->pages, ipa_pfn, entry) {
-		unsigned long pfn = pfn_of(entry);
+		unsigned long value = xa_to_value(entry);
 
-		if (xa_to_value(entry) & GIVEN)
-			ipa_pfn += reclaim_run(vm, ipa_pfn, pfn) - 1;
+		if (value & GIVEN)
+			ipa_pfn += reclaim_row(vm, ipa_pfn, value) - 1;
 		else if (put && !vm->stuck)
-			put(pfn_to_page(pfn));
+			put(pfn_to_page(pfn_of(entry)));
 		cond_resched();
 	}
 }
@@ -681,21 +679,6 @@ int pfnguard_probe(struct pfnguard_vm *vm, u64 ipa_pfn, u64 *par,
 }
 EXPORT_SYMBOL_GPL(pfnguard_probe);
 
-/* Pages from @ipa_pfn on that lie in a row and are alike. */
-static unsigned long alike(struct pfnguard_vm *vm, unsigned long ipa_pfn,
-			   unsigned long value)
-{
-	unsigned long n = 1;
-
-	/* Each page that is given is the first of its own; of a loan one is. */
-	if (!(value & GIVEN))
-		value &= ~FIRST;
-	while (xa_load(&vm->pages, ipa_pfn + n) ==
-	       xa_mk_value(value + (n << PFN_SHIFT)))
-		n++;
-	return n;
-}
-
 /**
  * pfnguard_vm_show() - list what a VM has but its bindings
  * @vm: the VM
@@ -719,7 +702,7 @@ void pfnguard_vm_show(struct pfnguard_vm *vm, pid_t pid, const char *comm,
 			   vm->number, pfn, xa_to_value(entry));
 	xa_for_each(&vm->pages, ipa_pfn, entry) {
 		unsigned long value = xa_to_value(entry);
-		unsigned long n = alike(vm, ipa_pfn, value);
+		unsigned long n = row_of(vm, ipa_pfn, value);
 
 		seq_printf(out, "%s vm=%#x ipa=%#lx pfn=%#lx pages=%#lx perms=%#lx\n",
 			   value & GIVEN ? "given" : "lent", vm->number, ipa_pfn,

@@ -28,8 +28,8 @@
 #[macro_use]
 mod macros;
 pub mod call;
-// Counts to 65,535 many times: too long for Miri, which has nothing to find in it.
 pub mod device;
+// Counts to 65,535 many times: too long for Miri, which has nothing to find in it.
 #[cfg(all(test, not(miri)))]
 mod exhaustive;
 pub mod info;

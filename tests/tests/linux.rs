@@ -25,22 +25,25 @@ static ONE: Mutex<()> = Mutex::new(());
 fn launches(cpu: Cpu) {
     let launched = shows(cpu, 4, Scenario::Launch);
     let mut archive = Archive::new(File::open(launched.disk()).unwrap());
-    let mut functions = BTreeSet::new();
+    let (mut cpus, mut maps) = (BTreeSet::new(), 0);
     for entry in archive.entries().unwrap() {
         let mut entry = entry.unwrap();
         let name = entry.path().unwrap().display().to_string();
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).unwrap();
         match name.as_str() {
-            "map" => owners_are_shown(&String::from_utf8(bytes).unwrap()),
+            "map" => {
+                maps += 1;
+                owners_are_shown(&String::from_utf8(bytes).unwrap());
+            }
             _ if name.starts_with("trace/cpu") => {
                 let rings = Ring::read_all(&name, &bytes).unwrap();
-                functions.extend(rings.iter().flat_map(|ring| ring.events(0)).map(|e| e.cpu));
+                cpus.extend(rings.iter().flat_map(|ring| ring.events(0)).map(|e| e.cpu));
             }
             _ => {}
         }
     }
-    assert_eq!(functions, BTreeSet::from([0, 1, 2, 3]), "CPUs with records");
+    assert_eq!((cpus, maps), (BTreeSet::from([0, 1, 2, 3]), 1), "CPUs with records, maps");
 }
 
 /// `program hold` has one page of RAM and edu's BAR for its VM alone.
@@ -55,12 +58,17 @@ fn owners_are_shown(text: &str) {
     assert!(of_vm[1].contains("Cacheable") && of_vm[1].ends_with("RAM"), "{table}");
 }
 
+fn linux(cpu: Cpu, cpus: u8, scenario: Scenario) -> Linux {
+    let machine = Machine { cpu, cpus, clock: Clock::Free };
+    let (echo, progress, timeout) = (Echo::Silent, Progress::Plain, TIMEOUT);
+    Linux { machine, scenario, timeout, echo, progress }
+}
+
 /// Runs a scenario.
 fn shows(cpu: Cpu, cpus: u8, scenario: Scenario) -> Linux {
     let _turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let machine = Machine { cpu, cpus, clock: Clock::Free };
-    let (echo, progress, timeout) = (Echo::Silent, Progress::Plain, TIMEOUT);
-    let linux = Linux { machine, scenario, timeout, echo, progress };
+    let linux = linux(cpu, cpus, scenario);
+    let machine = linux.machine;
     match linux.run() {
         Ok(tally) => println!("{machine}, {}: {tally}", scenario.name()),
         Err(report) => panic!("{machine}, {}: {report}", scenario.name()),
@@ -87,11 +95,9 @@ fn neoverse_n2_launches() {
 fn the_main_job_is_as_specified() {
     let _turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     for cpu in [Cpu::CortexA72, Cpu::CortexA76, Cpu::NeoverseN2] {
-        let machine = Machine { cpu, cpus: 4, clock: Clock::Free };
-        let (echo, progress, timeout) = (Echo::Silent, Progress::Plain, TIMEOUT);
-        let linux = Linux { machine, scenario: Scenario::Demo, timeout, echo, progress };
+        let linux = linux(cpu, 4, Scenario::Demo);
         if let Err(report) = linux.demo().and_then(|outcome| outcome.check()) {
-            panic!("{machine}: {report}");
+            panic!("{}: {report}", linux.machine);
         }
     }
 }

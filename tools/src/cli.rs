@@ -103,10 +103,10 @@ struct MachineArgs {
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
-    /// Do not judge what EL2 executes.
+    /// Do not judge what EL2 executes under the bare-metal host.
     #[arg(long)]
     no_oracle: bool,
-    /// Keep the trace of what EL2 executes in this file.
+    /// Keep the trace of what EL2 executes under the bare-metal host in this file.
     #[arg(long, value_name = "FILE", conflicts_with = "no_oracle")]
     keep_trace: Option<PathBuf>,
 }
@@ -262,7 +262,7 @@ struct LinuxBenchArgs {
 #[derive(Debug, Args)]
 struct LinuxFaultsArgs {
     /// How long the load runs.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     seconds: u64,
 }
 

@@ -13,7 +13,7 @@ use pfnguard_shared::request::Request;
 unsafe extern "C" {
     safe fn pfnguard_region_args(args: &RegionArgs) -> c_int;
     safe fn pfnguard_vm_args(args: &VmArgs) -> c_int;
-    safe fn pfnguard_tables_args(args: &TablesArgs) -> c_int;
+    safe fn pfnguard_tables_args(call: c_uint, args: &TablesArgs) -> c_int;
     safe fn pfnguard_ram_args(call: c_uint, args: &RamArgs) -> c_int;
     safe fn pfnguard_bind_args(args: &BindArgs, request: &mut Request) -> c_int;
     safe fn pfnguard_check_args(args: &CheckArgs) -> c_int;
@@ -39,9 +39,9 @@ pub fn vm(args: &VmArgs) -> bool {
     accepted(pfnguard_vm_args(args))
 }
 
-/// Returns whether ADD_TABLES accepts this.
-pub fn tables(args: &TablesArgs) -> bool {
-    accepted(pfnguard_tables_args(args))
+/// Returns whether ADD_TABLES, or ENABLE_MTE, accepts this.
+pub fn tables(call: Ioctl, args: &TablesArgs) -> bool {
+    accepted(pfnguard_tables_args(call.raw(), args))
 }
 
 /// Returns whether a call about RAM accepts this.

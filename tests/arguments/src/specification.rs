@@ -27,9 +27,10 @@ pub fn vm(args: &VmArgs) -> bool {
     args.reserved == 0 && (1..=MAX_TABLES).contains(&args.tables)
 }
 
-/// Returns whether ADD_TABLES accepts this.
-pub fn tables(args: &TablesArgs) -> bool {
-    args.reserved == 0 && (1..=MAX_TABLES).contains(&args.tables)
+/// Returns whether ADD_TABLES, or ENABLE_MTE, accepts this.
+pub fn tables(call: Ioctl, args: &TablesArgs) -> bool {
+    let wanted = if call == Ioctl::EnableMte { 0..=0 } else { 1..=MAX_TABLES };
+    args.reserved == 0 && wanted.contains(&args.tables)
 }
 
 /// Returns whether a call about RAM accepts this.

@@ -21,7 +21,11 @@ fn judge(call: Ioctl, bytes: &[u8]) {
         Ioctl::Region | Ioctl::RegionReset => both(bytes, module::region, specification::region),
         Ioctl::CreateVm => both(bytes, module::vm, specification::vm),
         Ioctl::AddTables | Ioctl::EnableMte => {
-            both(bytes, module::tables, specification::tables);
+            both(
+                bytes,
+                |args| module::tables(call, args),
+                |args| specification::tables(call, args),
+            );
         }
         Ioctl::ShareRam | Ioctl::UnshareRam | Ioctl::DonateRam => {
             both(bytes, |args| module::ram(call, args), |args| specification::ram(call, args));

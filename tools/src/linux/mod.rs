@@ -98,6 +98,7 @@ pub enum LinuxError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
     /// A launch; then the main job through /dev/pfnguard, on the devices that the kernel has found.
+    #[value(skip)]
     Demo,
     /// Refusals, then a launch; hotplug, load, disk and network under the hypervisor; an attack.
     Launch,
@@ -228,7 +229,7 @@ impl Linux {
     /// Returns where the last run's disk is kept: of [`Scenario::Launch`] an archive of what debugfs
     /// said while a VM had a page and a BAR.
     pub fn disk(&self) -> PathBuf {
-        let name = format!("linux-{}.tar", self.scenario.name());
+        let name = format!("linux-{}.disk", self.scenario.name());
         workspace::output_dir().join(self.machine.to_string()).join(name)
     }
 

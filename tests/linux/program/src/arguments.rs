@@ -5,6 +5,7 @@ use nix::sys::mman::ProtFlags;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Uid, setuid};
 use pfnguard_shared::device::{BindArgs, MAX_TABLES, RamArgs};
+use pfnguard_shared::info::{Capabilities, InfoSelector};
 use pfnguard_shared::request::{MemType, Mode, Perms};
 use pfnguard_shared::vm::ContractFlags;
 
@@ -27,6 +28,13 @@ pub fn run() -> Outcome {
     refused(many, Error::EINVAL, "a VM with too many tables")?;
     let vm = device.create_vm(ContractFlags::NONE, TABLES)?;
     refused(vm.add_tables(0), Error::EINVAL, "no tables")?;
+    refused(vm.enable_mte(1), Error::EINVAL, "tags and tables")?;
+    let [capabilities, ..] = device.info(InfoSelector::Platform)?;
+    if capabilities & Capabilities::MTE.raw() == 0 {
+        refused(vm.enable_mte(0), Error::EPERM, "tags on a machine without")?;
+    } else {
+        vm.enable_mte(0)?;
+    }
     loans(&vm)?;
     gifts(&vm)?;
     bindings(&vm)

@@ -4,11 +4,11 @@
 use std::io;
 
 use pfnguard_lines::{Ask, Maybe, Verdict};
+use pfnguard_shared::PAGE_SHIFT;
 use pfnguard_shared::device::BindArgs;
 use pfnguard_shared::info::{InfoSelector, RegionState};
-use pfnguard_shared::request::{MemType, Mode, Perms, Request, RequestFlags};
+use pfnguard_shared::request::{Decision, MemType, Mode, Perms, Request, RequestFlags};
 use pfnguard_shared::vm::ContractFlags;
-use pfnguard_shared::{PAGE_SHIFT, Status};
 
 use crate::device::{Device, Failed, Vm};
 use crate::outcome::Outcome;
@@ -62,13 +62,13 @@ pub fn run() -> Outcome {
     Ok(())
 }
 
-/// Returns what a call answered as a verdict.
-fn verdict(answer: Result<(), Failed>) -> Verdict {
-    let decision = match answer {
-        Ok(()) => pfnguard_shared::request::Decision::zeroed(),
-        Err(Failed { decision, .. }) => decision,
-    };
-    Verdict::from(decision)
+/// Returns what a call answered as a verdict; a failure that is nobody's verdict is an error.
+fn verdict(answer: Result<(), Failed>) -> io::Result<Verdict> {
+    match answer {
+        Ok(()) => Ok(Verdict::from(Decision::zeroed())),
+        Err(Failed { decision, .. }) if decision.status != 0 => Ok(Verdict::from(decision)),
+        Err(failed) => Err(failed.into()),
+    }
 }
 
 impl Target<'_> {
@@ -119,8 +119,8 @@ impl Target<'_> {
 
     /// Binds, probes, prints and unbinds.
     fn bind(&self, device: &Device, vm: &Vm, args: &BindArgs) -> io::Result<Verdict> {
-        let verdict = verdict(vm.bind(*args));
-        let par = if verdict.status == Some(Status::Success) { vm.probe(GUEST).ok() } else { None };
+        let verdict = verdict(vm.bind(*args))?;
+        let par = if verdict.is_granted() { vm.probe(GUEST).ok() } else { None };
         println!("@decision {} {verdict} par={}", self.ask(args), Maybe(par));
         if verdict.is_granted() {
             let state = vm.unbind(GUEST)?;

@@ -45,7 +45,10 @@ pub struct Failed {
 
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {}", self.errno, Verdict::from(self.decision))
+        match self.decision.status {
+            0 => write!(f, "{}", self.errno),
+            _ => write!(f, "{}, {}", self.errno, Verdict::from(self.decision)),
+        }
     }
 }
 
@@ -120,6 +123,11 @@ impl Vm {
     /// Donates table memory.
     pub fn add_tables(&self, tables: u32) -> Result<(), Failed> {
         call!(add_tables, self.0, TablesArgs { tables, ..TablesArgs::zeroed() }).map(drop)
+    }
+
+    /// Lets the guest use memory tagging.
+    pub fn enable_mte(&self, tables: u32) -> Result<(), Failed> {
+        call!(enable_mte, self.0, TablesArgs { tables, ..TablesArgs::zeroed() }).map(drop)
     }
 
     /// Lends the caller's pages.
