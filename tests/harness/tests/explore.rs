@@ -417,6 +417,5 @@ fn every_state_of_two_smaller_worlds_is_as_specified_by_name() {
 #[test]
 #[ignore = "an hour: cargo test --release -p pfnguard-harness --test explore -- --ignored every_state_that --nocapture"]
 fn every_state_that_can_be_reached_is_as_specified() {
-    let (states, calls) = explore(ALL, usize::MAX);
-    println!("{states} states, {calls} calls: nothing else can be reached");
+    assert_eq!(explore(ALL, usize::MAX), (11_010_888, 82_858_872));
 }
