@@ -41,9 +41,14 @@ impl Fault {
         (self.esr >> 26) & 0x3f
     }
 
-    /// Returns whether it is the data abort of an access that stage 2 refused.
+    /// Returns whether it is a data abort.
     pub fn is_data(&self) -> bool {
-        self.class() == DATA && self.esr & STATUS == ALIGNMENT
+        self.class() == DATA
+    }
+
+    /// Returns whether it is the data abort by which EL2 answers an access that stage 2 refused.
+    pub fn is_refused_data(&self) -> bool {
+        self.is_data() && self.esr & STATUS == ALIGNMENT
     }
 
     /// Returns whether it is an instruction abort.

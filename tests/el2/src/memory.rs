@@ -4,7 +4,7 @@ use pfnguard_host_interface::{Pages, Pfn};
 use pfnguard_shared::info::InfoSelector;
 use pfnguard_shared::{PAGE_SHIFT, trace::TraceKind};
 
-use crate::abort::{self, Fault};
+use crate::abort;
 use crate::frames;
 use crate::outcome::{Failure, Outcome, aborted, ensure, equal, fetch_aborted};
 use crate::suite::Test;
@@ -89,8 +89,9 @@ fn abort_names_the_address() -> Outcome {
     let ring = Ring::of(0)?;
     let since = ring.header().written;
     with_donated(|address| {
-        let Fault { far, .. } = aborted(abort::load(address + 0x128), "load went through")?;
-        equal(far, address + 0x128, "FAR of the injected abort")?;
+        let fault = aborted(abort::load(address + 0x128), "load went through")?;
+        ensure(fault.is_refused_data(), "the abort is no alignment fault")?;
+        equal(fault.far, address + 0x128, "FAR of the injected abort")?;
         let records = (since..ring.header().written).rev().filter_map(|n| ring.record(n));
         let kind = TraceKind::HostAbort.raw();
         let mut aborts = records.into_iter().filter(|record| record.kind == kind);
