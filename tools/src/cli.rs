@@ -1,10 +1,11 @@
 //! The command line.
 
+mod args;
+
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use miette::{IntoDiagnostic, WrapErr};
 
 use crate::artifacts::{self, ArtifactError};
@@ -14,7 +15,6 @@ use crate::fuzz::{Campaign, Sanitizer};
 use crate::fuzz_machine::RandomRun;
 use crate::header::{self, Action};
 use crate::linux::{self, Linux, Scenario};
-use crate::machine::{Clock, Cpu, Machine};
 use crate::oracle::{self, Maintenance, Oracle, Oversight, Symbols};
 use crate::progress::Progress;
 use crate::qemu::Echo;
@@ -23,6 +23,12 @@ use crate::suite::Suite;
 use crate::viewer::map::{self, MapArgs};
 use crate::viewer::trace::{self, TraceArgs};
 use crate::{manifest, setup};
+
+use args::{
+    BenchArgs, BuildArgs, DemoArgs, FuzzArgs, FuzzMachineArgs, HeaderArgs, ImageArgs, JudgeArgs,
+    LinuxArgs, LinuxBenchArgs, LinuxBuiltinArgs, LinuxFaultsArgs, LinuxOverlayArgs,
+    MaintenanceArgs, SeedsArgs, TestArgs,
+};
 
 /// pfnguard: a small protected hypervisor that decides which memory type a guest gets.
 ///
@@ -83,252 +89,6 @@ enum Command {
     /// Compiles, derives, checks and shows manifests.
     #[command(subcommand)]
     Manifest(manifest::Command),
-}
-
-/// Which machine, for how long, and how loud.
-#[derive(Debug, Args)]
-struct MachineArgs {
-    /// CPU model.
-    #[arg(long, value_enum, default_value_t = Cpu::NeoverseN2)]
-    cpu: Cpu,
-    /// Number of CPUs [default: 2, with --icount 1].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
-    smp: Option<u8>,
-    /// Let executed instructions drive the clock: every run is like the other.
-    #[arg(long)]
-    icount: bool,
-    /// Show the machine's log as it comes.
-    #[arg(long, short, action = ArgAction::SetTrue)]
-    verbose: bool,
-    /// Give up after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
-    timeout: u64,
-    /// Do not judge what EL2 executes under the bare-metal host.
-    #[arg(long)]
-    no_oracle: bool,
-    /// Keep the trace of what EL2 executes under the bare-metal host in this file.
-    #[arg(long, value_name = "FILE", conflicts_with = "no_oracle")]
-    keep_trace: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct MaintenanceArgs {
-    #[command(flatten)]
-    machine: MachineArgs,
-    /// Keep the table in docs/maintenance.md.
-    #[arg(long)]
-    write: bool,
-}
-
-#[derive(Debug, Args)]
-struct JudgeArgs {
-    /// The trace.
-    file: PathBuf,
-}
-
-#[derive(Debug, Args)]
-struct DemoArgs {
-    #[command(flatten)]
-    machine: MachineArgs,
-    /// No Linux: the bare-metal host asks, and the oracle judges what EL2 executes.
-    #[arg(long)]
-    bare: bool,
-    /// Keep the machine's log in this file.
-    #[arg(long, value_name = "FILE")]
-    keep_log: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct TestArgs {
-    #[command(flatten)]
-    machine: MachineArgs,
-    /// Run only tests whose name starts with this.
-    #[arg(default_value = "")]
-    prefix: String,
-}
-
-#[derive(Debug, Args)]
-struct FuzzMachineArgs {
-    #[command(flatten)]
-    machine: MachineArgs,
-    /// What the run is drawn from.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Calls and accesses of a run.
-    #[arg(long, default_value_t = 500)]
-    calls: u64,
-    /// Runs, each with the next seed.
-    #[arg(long, default_value_t = 1)]
-    seeds: u64,
-}
-
-#[derive(Debug, Args)]
-struct BenchArgs {
-    /// Keep the table in docs/benchmark.md.
-    #[arg(long)]
-    write: bool,
-    /// Show where the instructions of one call go: the name of a row (share-hyp, check-64, …).
-    #[arg(long, value_name = "ROW", conflicts_with = "write")]
-    profile: Option<String>,
-    /// Show the payload's functions by size.
-    #[arg(long, conflicts_with_all = ["write", "profile"])]
-    sizes: bool,
-    /// Show the machine's log as it comes.
-    #[arg(long, short, action = ArgAction::SetTrue)]
-    verbose: bool,
-    /// Give up after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    timeout: u64,
-}
-
-#[derive(Debug, Args)]
-struct FuzzArgs {
-    /// Targets [default: all].
-    targets: Vec<String>,
-    /// How long each target runs.
-    #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = minutes)]
-    minutes: f64,
-    /// How many targets run at once.
-    #[arg(long, value_name = "M", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
-    jobs: u8,
-    /// Let AddressSanitizer watch: slower.
-    #[arg(long, action = ArgAction::SetTrue)]
-    asan: bool,
-}
-
-/// Reads a length of time in minutes: more than nothing, at most a week.
-fn minutes(text: &str) -> Result<f64, String> {
-    const WEEK: f64 = 7.0 * 24.0 * 60.0;
-    match text.parse::<f64>() {
-        Ok(minutes) if minutes > 0.0 && minutes <= WEEK => Ok(minutes),
-        Ok(_) | Err(_) => Err(format!("minutes, more than 0 and at most {WEEK}")),
-    }
-}
-
-#[derive(Debug, Args)]
-struct SeedsArgs {
-    /// Bugs [default: all].
-    names: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-struct LinuxArgs {
-    #[command(flatten)]
-    machine: LinuxMachineArgs,
-    /// What the machine is to show.
-    #[arg(long, value_enum, default_value_t = Scenario::Launch)]
-    scenario: Scenario,
-}
-
-#[derive(Debug, Args)]
-struct LinuxBuiltinArgs {
-    #[command(flatten)]
-    machine: LinuxMachineArgs,
-}
-
-#[derive(Debug, Args)]
-struct LinuxOverlayArgs {
-    /// The kernel's tree.
-    tree: PathBuf,
-}
-
-/// Which machine Linux runs on, for how long, and how loud.
-#[derive(Debug, Args)]
-struct LinuxMachineArgs {
-    /// CPU model.
-    #[arg(long, value_enum, default_value_t = Cpu::NeoverseN2)]
-    cpu: Cpu,
-    /// Number of CPUs.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=8))]
-    smp: u8,
-    /// Show the machine's log as it comes.
-    #[arg(long, short, action = ArgAction::SetTrue)]
-    verbose: bool,
-    /// Give up after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    timeout: u64,
-}
-
-#[derive(Debug, Args)]
-struct LinuxBenchArgs {
-    /// Keep the table in docs/linux.md.
-    #[arg(long)]
-    write: bool,
-    /// Give up after so many seconds, for each of two machines.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    timeout: u64,
-}
-
-#[derive(Debug, Args)]
-struct LinuxFaultsArgs {
-    /// How long the load runs.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    seconds: u64,
-}
-
-#[derive(Debug, Args)]
-struct BuildArgs {
-    /// Put the payload's image here.
-    #[arg(long, value_name = "FILE")]
-    payload: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-struct HeaderArgs {
-    /// Change nothing; fail if the header is not up to date.
-    #[arg(long)]
-    check: bool,
-}
-
-#[derive(Debug, Args)]
-struct ImageArgs {
-    /// The ELF file.
-    elf: PathBuf,
-    /// The image to write.
-    image: PathBuf,
-}
-
-impl MachineArgs {
-    fn machine(&self) -> Machine {
-        let (clock, cpus) = if self.icount { (Clock::Icount, 1) } else { (Clock::Free, 2) };
-        Machine { cpu: self.cpu, cpus: self.smp.unwrap_or(cpus), clock }
-    }
-
-    fn timeout(&self) -> Duration {
-        Duration::from_secs(self.timeout)
-    }
-
-    fn oracle(&self) -> Oracle {
-        match (&self.keep_trace, self.no_oracle) {
-            (Some(file), _) => Oracle::Keep(file.clone()),
-            (None, true) => Oracle::Off,
-            (None, false) => Oracle::On,
-        }
-    }
-
-    fn echo(&self) -> Echo {
-        if self.verbose { Echo::Lines } else { Echo::Silent }
-    }
-
-    /// Returns how to show progress: a spinner would run into the lines of the log.
-    fn progress(&self) -> Progress {
-        match self.echo() {
-            Echo::Lines => Progress::Plain,
-            Echo::Silent => Progress::detect(),
-        }
-    }
-}
-
-impl LinuxMachineArgs {
-    fn linux(&self, scenario: Scenario, progress: Progress) -> Linux {
-        let machine = Machine { cpu: self.cpu, cpus: self.smp, clock: Clock::Free };
-        let timeout = Duration::from_secs(self.timeout);
-        let (echo, progress) = match self.verbose {
-            true => (Echo::Lines, Progress::Plain),
-            false => (Echo::Silent, progress),
-        };
-        Linux { machine, scenario, timeout, echo, progress }
-    }
 }
 
 impl Cli {
@@ -516,6 +276,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::machine::{Cpu, Machine};
 
     fn machine(arguments: &[&str]) -> Machine {
         let arguments = std::iter::once(&"tools").chain(arguments);
