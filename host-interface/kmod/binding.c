@@ -476,7 +476,7 @@ void pfnguard_user_show(struct pfnguard_user_vm *user, struct seq_file *out)
 	list_for_each_entry(binding, &user->bindings, node) {
 		const struct pfnguard_request *it = &binding->request;
 
-		if (is_bound(binding))
+		if (pfnguard_vm_has_bindings(user->vm) && is_bound(binding))
 			seq_printf(out, "bind vm=%#x ipa=%#llx pfn=%#llx pages=%#llx mode=%#x type=%#x perms=%#x flags=%#x\n",
 				   it->vm, it->ipa_pfn, it->pfn, it->pages,
 				   it->mode, it->mem_type, it->perms, it->flags);

@@ -54,6 +54,7 @@ int __init pfnguard_lend_arguments(void);
 /* vm.c */
 void pfnguard_vm_kill(struct pfnguard_vm *vm);
 bool pfnguard_vm_is_stuck(const struct pfnguard_vm *vm);
+bool pfnguard_vm_has_bindings(const struct pfnguard_vm *vm);
 void pfnguard_vm_end_loans(struct pfnguard_vm *vm,
 			   void (*put)(struct page *page));
 void pfnguard_vm_show(struct pfnguard_vm *vm, pid_t pid, const char *comm,

@@ -109,6 +109,7 @@ static int __init pfnguard_init(void)
 	const struct firmware *file;
 	struct platform_device *device;
 	int ret;
+
 	device = platform_device_register_simple(KBUILD_MODNAME,
 						 PLATFORM_DEVID_NONE, NULL, 0);
 	if (IS_ERR(device))

@@ -460,6 +460,17 @@ bool pfnguard_vm_is_stuck(const struct pfnguard_vm *vm)
 	return READ_ONCE(vm->stuck);
 }
 
+/**
+ * pfnguard_vm_has_bindings() - whether a VM may have any
+ * @vm: the VM
+ *
+ * Return: false once it was torn down.
+ */
+bool pfnguard_vm_has_bindings(const struct pfnguard_vm *vm)
+{
+	return !READ_ONCE(vm->dead) || pfnguard_vm_is_stuck(vm);
+}
+
 /* How many pages from @ipa_pfn on lie in a row and are alike, one loan or all given. */
 static unsigned long row_of(struct pfnguard_vm *vm, unsigned long ipa_pfn,
 			    unsigned long value)

@@ -130,16 +130,25 @@ fn donated(device: &Device, vm: &Vm, function: &Function) -> Outcome {
     ensure_free(device, "edu-bar0")
 }
 
-/// What a protected VM owns cannot be taken from it alone: the VM ends with the mapping.
+/// What a protected VM owns cannot be taken from it alone: the VM ends with the first mapping.
 fn protected(device: &Device, function: &Function) -> Outcome {
+    const HALF: u64 = SIZE / 2;
     let vm = device.create_vm(ContractFlags::PROTECTED, TABLES)?;
-    let mapping = function.map(0, SIZE)?;
-    vm.bind(request(mapping.address(), Mode::Donate))?;
+    let (first, second) = (function.map(0, SIZE)?, function.map(0, SIZE)?);
+    let half = |mapping: &Mapping, offset| {
+        let whole = request(mapping.address() + offset, Mode::Donate);
+        vm.bind(BindArgs { size: HALF, guest: GUEST + offset, ..whole })
+    };
+    half(&first, 0)?;
+    half(&second, HALF)?;
     refused(vm.unbind(GUEST), Error::EPERM, "withdrawal from a protected VM")?;
     let memory = Memory::new(PAGE)?;
     vm.donate(memory.address(), RAM, PAGE)?;
-    drop(mapping);
+    drop(first);
     refused(vm.donate(memory.address(), RAM + PAGE, PAGE), Error::EPERM, "gift to a dead VM")?;
+    let map = fs::read_to_string(MAP)?;
+    let bound = map.lines().find(|line| line.starts_with("bind "));
+    ensure(bound.is_none(), &format!("a dead VM has {bound:?}"))?;
     ensure_free(device, "edu-bar0")
 }
 
