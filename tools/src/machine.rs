@@ -303,7 +303,12 @@ impl Machine {
             El2::Present => "",
             El2::Absent => ",virtualization=off",
         };
-        let mut command = self.base(Host::Linux, absent);
+        // A seed for KASLR, where runs need not be alike.
+        let randomness = match self.clock {
+            Clock::Free => ",dtb-randomness=on",
+            Clock::Icount => "",
+        };
+        let mut command = self.base(Host::Linux, &format!("{absent}{randomness}"));
         command.args(["-serial", "stdio"]).arg("-kernel").arg(boot.image);
         command.arg("-initrd").arg(boot.initrd).args(["-append", boot.parameters]);
         let disk = comma_safe(boot.disk);
