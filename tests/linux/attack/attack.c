@@ -58,9 +58,10 @@ static pte_t *entry_of(unsigned long addr)
 static int execute(u64 address)
 {
 	struct page *page = phys_to_page(address);
-	void (*target)(void) = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
+	void (*target)(void);
 	pte_t *entry;
 
+	target = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
 	if (!target)
 		return -ENOMEM;
 	entry = entry_of((unsigned long)target);

@@ -28,7 +28,7 @@ use crate::progress::Progress;
 use crate::qemu::{Echo, Job, Run};
 use crate::suite::{Tally, verdict};
 use crate::uart::Transcript;
-use crate::{process, setup, workspace};
+use crate::{manifest, process, setup, workspace};
 
 use initramfs::Initramfs;
 pub use packages::Kernel;
@@ -47,6 +47,8 @@ const STOCK_MODULES: &[&str] = &[
     "drivers/vfio/pci/vfio-pci-core",
     "drivers/vfio/pci/vfio-pci",
 ];
+/// Modules of `tests/linux`.
+const TEST_MODULES: &[&str] = &["attack", "hog"];
 /// Bytes of the machine's disk.
 const DISK: u64 = 16 << 20;
 
@@ -77,6 +79,9 @@ pub enum LinuxError {
     /// The compiler made no module.
     #[error("no module was made in {0}")]
     NoModule(PathBuf),
+    /// The module is not what its test takes it for.
+    #[error("{0} never reads DCZID_EL0: it cannot be made to find CPUs that differ")]
+    NoSuchRead(PathBuf),
     /// Kconfig knows better.
     #[error("the kernel's configuration lacks what {file} asks for:\n{lines}")]
     Config {
@@ -246,13 +251,15 @@ impl Linux {
     fn listen_with(&self, options: &[&str], variable: &str) -> miette::Result<Run> {
         setup::ensure(self.progress)?;
         let (kernel, module) = build_module(self.progress)?;
-        let attack = {
-            let _lock = workspace::lock("linux").map_err(LinuxError::from)?;
-            module::build(&kernel, "tests/linux/attack", &[], self.progress)?
-        };
         let mut archive = archive(&kernel.busybox(), self.progress)?;
         archive.copy("pfnguard.ko", &module)?;
-        archive.copy("attack.ko", &attack)?;
+        archive.file("differs.ko", module::whose_cpus_differ(&module)?);
+        archive.file("lib/firmware/unsafe.bin", unsafe_manifest()?);
+        for name in TEST_MODULES {
+            let _lock = workspace::lock("linux").map_err(LinuxError::from)?;
+            let built = module::build(&kernel, &format!("tests/linux/{name}"), &[], self.progress)?;
+            archive.copy(&format!("{name}.ko"), &built)?;
+        }
         for (index, stock) in STOCK_MODULES.iter().enumerate() {
             let name = stock.rsplit('/').next().unwrap_or(stock);
             archive.copy(&format!("modules/{index}-{name}.ko.xz"), &kernel.module(stock))?;
@@ -301,6 +308,13 @@ impl Linux {
         }
         Ok(run)
     }
+}
+
+/// Returns a manifest that only the launch can refuse.
+fn unsafe_manifest() -> miette::Result<Vec<u8>> {
+    let path = workspace::root().join("tests/linux/unsafe.toml");
+    let text = fs::read_to_string(&path).map_err(artifacts::file("read", &path));
+    manifest::compile("unsafe.toml", &text.map_err(LinuxError::from)?)
 }
 
 /// Returns what every kernel starts with.

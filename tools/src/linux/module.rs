@@ -44,6 +44,35 @@ pub fn build(
     found.ok_or(LinuxError::NoModule(directory))
 }
 
+/// Returns pfnguard's `module` as it would find the CPUs of a machine where they differ, of which QEMU
+/// has none: where the hypervisor reads `DCZID_EL0`, it gets `MPIDR_EL1` instead.
+///
+/// # Errors
+/// [`LinuxError::File`], [`LinuxError::NoSuchRead`].
+pub fn whose_cpus_differ(module: &Path) -> Result<Vec<u8>, LinuxError> {
+    let mut bytes = fs::read(module).map_err(artifacts::file("read", module))?;
+    match replace_reads(&mut bytes) {
+        0 => Err(LinuxError::NoSuchRead(module.to_owned())),
+        _ => Ok(bytes),
+    }
+}
+
+/// Replaces reads of `DCZID_EL0`, and returns how many (Arm ARM, `MRS`; `Rt` is bits 4:0).
+fn replace_reads(code: &mut [u8]) -> usize {
+    const MRS_DCZID_EL0: u32 = 0xd53b_00e0;
+    const MRS_MPIDR_EL1: u32 = 0xd538_00a0;
+    const RT: u32 = 0b1_1111;
+    let mut replaced = 0;
+    for word in code.as_chunks_mut::<4>().0 {
+        let instruction = u32::from_le_bytes(*word);
+        if instruction & !RT == MRS_DCZID_EL0 {
+            *word = (MRS_MPIDR_EL1 | instruction & RT).to_le_bytes();
+            replaced += 1;
+        }
+    }
+    replaced
+}
+
 /// Copies what has changed: make looks at the time.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<(), LinuxError> {
     if let Some(parent) = to.parent() {
@@ -51,4 +80,19 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<(), LinuxError> {
     }
     let bytes = fs::read(from).map_err(artifacts::file("read", from))?;
     Ok(artifacts::put(to, &bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_reads_of_one_register_become_reads_of_another() {
+        // mrs x3, dczid_el0; mrs x3, ctr_el0
+        let mut code = [0xd53b_00e3_u32, 0xd53b_0023].map(u32::to_le_bytes).concat();
+        assert_eq!(replace_reads(&mut code), 1);
+        // mrs x3, mpidr_el1
+        assert_eq!(code, [0xd538_00a3_u32, 0xd53b_0023].map(u32::to_le_bytes).concat());
+        assert_eq!(replace_reads(&mut code), 0);
+    }
 }
