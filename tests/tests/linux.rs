@@ -21,9 +21,13 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// Each machine has as many CPUs as others run threads: one at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
+/// Units of CPUs that have none of the optional ones.
+const OLD: &str = "sve=None pauth=None mte=None";
+
 /// A launch, and then what the viewers make of debugfs.
-fn launches(cpu: Cpu) {
+fn launches(cpu: Cpu, units: &str) {
     let launched = shows(cpu, 4, Scenario::Launch);
+    units_are_used(units, &std::fs::read_to_string(launched.log()).unwrap());
     let mut archive = Archive::new(File::open(launched.disk()).unwrap());
     let (mut cpus, mut maps) = (BTreeSet::new(), 0);
     for entry in archive.entries().unwrap() {
@@ -44,6 +48,17 @@ fn launches(cpu: Cpu) {
         }
     }
     assert_eq!((cpus, maps), (BTreeSet::from([0, 1, 2, 3]), 1), "CPUs with records, maps");
+}
+
+/// What the units of each CPU did, before the launch and after it, is what such a CPU's units do.
+fn units_are_used(units: &str, log: &str) {
+    for number in 0..4 {
+        let of_cpu = format!("unit cpu={number} ");
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(&of_cpu)).collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        let expected = format!("{units} cycles=true watched=8 stepped=8");
+        assert!(lines.iter().all(|line| line.trim_end().ends_with(&expected)), "{lines:?}");
+    }
 }
 
 /// `program hold` has one page of RAM and edu's BAR for its VM alone.
@@ -78,17 +93,17 @@ fn shows(cpu: Cpu, cpus: u8, scenario: Scenario) -> Linux {
 
 #[test]
 fn cortex_a72_launches() {
-    launches(Cpu::CortexA72);
+    launches(Cpu::CortexA72, OLD);
 }
 
 #[test]
 fn cortex_a76_launches() {
-    launches(Cpu::CortexA76);
+    launches(Cpu::CortexA76, OLD);
 }
 
 #[test]
 fn neoverse_n2_launches() {
-    launches(Cpu::NeoverseN2);
+    launches(Cpu::NeoverseN2, "sve=Some(16) pauth=Some(true) mte=Some(true)");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod memory;
 mod outcome;
 mod pci;
 mod random;
+mod units;
 mod vfio;
 
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         "exhaust" => attacks::exhaust(),
         "kexec" => kexec::run(),
         "random" => random::run(),
+        "units" => units::run(),
         "hold" => attacks::hold(),
         _ => Err(format!("unknown word `{word}`").into()),
     };
