@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: (MIT OR Apache-2.0) */
-/* What other parts of the kernel may ask of pfnguard, once it is launched. */
+/*
+ * What other parts of the kernel may ask of pfnguard, once it is launched;
+ * before that, and where the launch was refused, each answers -ENODEV.
+ */
 #ifndef _PFNGUARD_API_H
 #define _PFNGUARD_API_H
 

@@ -15,6 +15,9 @@
 
 #include "kmod.h"
 
+/* Linked in, this is there for other drivers where the launch was refused, too. */
+static bool launched __ro_after_init;
+
 /* A page of each CPU through which tables of values go; the CPU's alone. */
 static DEFINE_PER_CPU(void *, argument_page);
 
@@ -72,13 +75,17 @@ int pfnguard_refuse(struct pfnguard_decision *why, s32 status, u16 rule,
  * @regs: x0 to x7; those that the call returns are there afterwards
  * @why: gets what a refusal says; may be NULL
  *
- * Return: 0, or the errno of the refusal, which has changed nothing.
+ * Return: 0, or the errno of the refusal, which has changed nothing; -ENODEV
+ * without a hypervisor.
  */
 int pfnguard_call(struct arm_smccc_1_2_regs *regs,
 		  struct pfnguard_decision *why)
 {
 	s32 status;
 
+	/* Whoever is at EL2 then could take the call for one of its own. */
+	if (!launched)
+		return -ENODEV;
 	/* Not by arm_smccc_1_1_hvc(): its SVE hint would change the id. */
 	arm_smccc_1_2_hvc(regs, regs);
 	status = (s32)regs->a0;
@@ -186,6 +193,8 @@ int pfnguard_check(const struct pfnguard_request *requests,
 	void *page;
 	int ret;
 
+	if (!launched)
+		return -ENODEV;
 	if (count > PFNGUARD_MAX_CHECK_ITEMS)
 		return -EINVAL;
 	preempt_disable();
@@ -274,7 +283,7 @@ void __init pfnguard_free_arguments(void)
 }
 
 /**
- * pfnguard_lend_arguments() - let the hypervisor read and write them
+ * pfnguard_lend_arguments() - let the hypervisor, which is there now, have them
  *
  * Each CPU lends its page when it comes and takes it back when it goes.
  *
@@ -282,8 +291,10 @@ void __init pfnguard_free_arguments(void)
  */
 int __init pfnguard_lend_arguments(void)
 {
-	int ret = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "pfnguard:arguments",
-				    lend_argument_page, take_argument_page);
+	int ret;
 
+	launched = true;
+	ret = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "pfnguard:arguments",
+				lend_argument_page, take_argument_page);
 	return min(ret, 0);
 }

@@ -48,7 +48,7 @@ const STOCK_MODULES: &[&str] = &[
     "drivers/vfio/pci/vfio-pci",
 ];
 /// Modules of `tests/linux`.
-const TEST_MODULES: &[&str] = &["attack", "hog"];
+const TEST_MODULES: &[&str] = &["attack", "client", "hog"];
 /// Bytes of the machine's disk.
 const DISK: u64 = 16 << 20;
 
@@ -204,8 +204,22 @@ pub fn build_module(progress: Progress) -> miette::Result<(Kernel, PathBuf)> {
     let kernel = Kernel::fetch(progress)?;
     let header = crate::header::path();
     let files = [("payload.img", payload.as_path()), ("../include/pfnguard.h", header.as_path())];
-    let module = module::build(&kernel, "host-interface/kmod", &files, progress)?;
+    let module = module::build(&kernel, "host-interface/kmod", &files, None, progress)?;
     Ok((kernel, module))
+}
+
+/// Builds a module of `tests/linux`, which may use what pfnguard's `module` exports.
+fn test_module(
+    kernel: &Kernel,
+    name: &str,
+    module: &Path,
+    progress: Progress,
+) -> Result<PathBuf, LinuxError> {
+    let api = workspace::root().join("host-interface/kmod/api.h");
+    let header = crate::header::path();
+    let files = [("api.h", api.as_path()), ("pfnguard.h", header.as_path())];
+    let _lock = workspace::lock("linux")?;
+    module::build(kernel, &format!("tests/linux/{name}"), &files, Some(module), progress)
 }
 
 impl Linux {
@@ -256,8 +270,7 @@ impl Linux {
         archive.file("differs.ko", module::whose_cpus_differ(&module)?);
         archive.file("lib/firmware/unsafe.bin", unsafe_manifest()?);
         for name in TEST_MODULES {
-            let _lock = workspace::lock("linux").map_err(LinuxError::from)?;
-            let built = module::build(&kernel, &format!("tests/linux/{name}"), &[], self.progress)?;
+            let built = test_module(&kernel, name, &module, self.progress)?;
             archive.copy(&format!("{name}.ko"), &built)?;
         }
         for (index, stock) in STOCK_MODULES.iter().enumerate() {

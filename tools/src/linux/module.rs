@@ -10,7 +10,7 @@ use crate::progress::Progress;
 use crate::{artifacts, workspace};
 
 /// Builds the module in the directory `source` under the workspace, with other `files` at the places
-/// that they are to have beside its own. Returns the module.
+/// that they are to have beside its own, and what another module exports to it. Returns the module.
 ///
 /// # Errors
 /// [`LinuxError`]: a file, or what the compiler said.
@@ -18,6 +18,7 @@ pub fn build(
     kernel: &Kernel,
     source: &str,
     files: &[(&str, &Path)],
+    exporter: Option<&Path>,
     progress: Progress,
 ) -> Result<PathBuf, LinuxError> {
     let name = source.rsplit('/').next().unwrap_or(source);
@@ -36,6 +37,10 @@ pub fn build(
     make.args(["ARCH=arm64", &format!("CROSS_COMPILE={CROSS_COMPILE}"), "W=1", "KCFLAGS=-Werror"]);
     // Type information would need the kernel's own, which is in no package.
     make.args(["CONFIG_DEBUG_INFO_BTF_MODULES=", "modules"]);
+    if let Some(exporter) = exporter {
+        let symbols = exporter.with_file_name("Module.symvers");
+        make.arg(format!("KBUILD_EXTRA_SYMBOLS={}", symbols.display()));
+    }
     packages::run(&mut make, &mut step)?;
     step.done("");
     let modules = fs::read_dir(&directory).map_err(artifacts::file("read", &directory))?;
