@@ -18,8 +18,13 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
+#include <asm/sysreg.h>
+
 #include "args.h"
 #include "user.h"
+
+/* PAR_EL1.PA of a translation that succeeds. */
+#define PAR_PA		GENMASK_ULL(51, 12)
 
 /* Every argument of a call but CHECK's items. */
 union argument {
@@ -146,9 +151,13 @@ static int guest(unsigned int call, struct pfnguard_user_vm *user,
 	case PFNGUARD_IOCTL_UNBIND:
 		return pfnguard_user_unbind(user, args);
 	default:
-		return pfnguard_probe(user->vm, PHYS_PFN(args->guest),
-				      &args->value, &args->decision);
+		ret = pfnguard_probe(user->vm, PHYS_PFN(args->guest),
+				     &args->value, &args->decision);
 	}
+	/* As in /proc/PID/pagemap: where pages lie is not for everybody. */
+	if (!ret && !(args->value & SYS_PAR_EL1_F) && !capable(CAP_SYS_ADMIN))
+		args->value &= ~PAR_PA;
+	return ret;
 }
 
 static int check(struct pfnguard_user_vm *user,
@@ -330,6 +339,9 @@ static int device_mmap(struct file *file, struct vm_area_struct *vma)
 
 	if (ret)
 		return ret;
+	/* Its records have addresses of the kernel, and everybody's pages. */
+	if (!perfmon_capable())
+		return -EPERM;
 	if (vma->vm_flags & (VM_WRITE | VM_EXEC) || vma->vm_pgoff % pages ||
 	    size > pages << PAGE_SHIFT)
 		return -EINVAL;

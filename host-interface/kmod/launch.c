@@ -167,12 +167,13 @@ static int __init list_cpus(struct pfnguard_launch_info *info)
 {
 	unsigned int cpu;
 
-	if (num_present_cpus() > ARRAY_SIZE(info->mpidr)) {
+	if (num_possible_cpus() > ARRAY_SIZE(info->mpidr)) {
 		pr_err("%u CPUs: this hypervisor knows at most %zu\n",
-		       num_present_cpus(), ARRAY_SIZE(info->mpidr));
+		       num_possible_cpus(), ARRAY_SIZE(info->mpidr));
 		return -E2BIG;
 	}
-	for_each_present_cpu(cpu) {
+	/* One that is not present may wait in the kernel's text, with the stub. */
+	for_each_possible_cpu(cpu) {
 		if (smp_call_function_single(cpu, read_mpidr,
 					     &info->mpidr[info->cpus], true)) {
 			pr_err("CPU %u is offline: bring all CPUs online first\n", cpu);

@@ -14,6 +14,7 @@
 #include <linux/mutex.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
+#include <linux/spinlock.h>
 #include <linux/unaligned.h>
 #include <linux/xarray.h>
 
@@ -33,6 +34,7 @@
  * @contract: PFNGUARD_CONTRACT_* bits
  * @vcpus: number of vCPUs
  * @number: the hypervisor's name of it
+ * @killing: held while it is torn down
  * @dead: it was torn down, or that was tried
  * @stuck: that failed: what it has stays lost
  */
@@ -43,6 +45,7 @@ struct pfnguard_vm {
 	u32 contract;
 	u32 vcpus;
 	u16 number;
+	spinlock_t killing;
 	bool dead;
 	bool stuck;
 };
@@ -132,6 +135,7 @@ struct pfnguard_vm *pfnguard_vm_create(u32 contract, u32 vcpus, u32 tables,
 	if (!vm)
 		return ERR_PTR(-ENOMEM);
 	mutex_init(&vm->lock);
+	spin_lock_init(&vm->killing);
 	xa_init(&vm->pages);
 	xa_init(&vm->tables);
 	ret = give_tables(vm, &regs, &regs.a3, tables, why);
@@ -434,8 +438,8 @@ EXPORT_SYMBOL_GPL(pfnguard_donate_pages);
  * pfnguard_vm_kill() - tear a VM down now
  * @vm: the VM, of which only pfnguard_vm_destroy() is left afterwards
  *
- * For any context. The VM runs no more and reaches no memory, but pages that it
- * was given and its tables are not free yet. A VM that runs on another CPU
+ * Does not sleep. When it returns, whoever has called it, the VM runs no more and
+ * reaches no memory; pages that it was given and its tables are not free yet. A VM that runs on another CPU
  * cannot be torn down: all that it has is lost then.
  */
 void pfnguard_vm_kill(struct pfnguard_vm *vm)
@@ -445,8 +449,13 @@ void pfnguard_vm_kill(struct pfnguard_vm *vm)
 		.a1 = vm->number,
 	};
 
-	if (!xchg(&vm->dead, true) && WARN_ON(pfnguard_call(&regs, NULL)))
-		WRITE_ONCE(vm->stuck, true);
+	spin_lock(&vm->killing);
+	if (!vm->dead) {
+		WRITE_ONCE(vm->dead, true);
+		if (WARN_ON(pfnguard_call(&regs, NULL)))
+			WRITE_ONCE(vm->stuck, true);
+	}
+	spin_unlock(&vm->killing);
 }
 
 /**

@@ -7,6 +7,7 @@ use nix::unistd::{Uid, setuid};
 use pfnguard_shared::device::{BindArgs, MAX_TABLES, RamArgs};
 use pfnguard_shared::info::{Capabilities, InfoSelector};
 use pfnguard_shared::request::{MemType, Mode, Perms};
+use pfnguard_shared::trace::TraceRecord;
 use pfnguard_shared::vm::ContractFlags;
 
 use crate::device::{Device, Vm};
@@ -37,7 +38,25 @@ pub fn run() -> Outcome {
     }
     loans(&vm)?;
     gifts(&vm)?;
-    bindings(&vm)
+    bindings(&vm)?;
+    rings(&device)
+}
+
+fn rings(device: &Device) -> Outcome {
+    let (read, write) = (ProtFlags::PROT_READ, ProtFlags::PROT_WRITE);
+    let header = device.ring(0, read)?;
+    let record = u32::try_from(size_of::<TraceRecord>())?;
+    equal((header.cpu, header.record_size), (0, record), "the ring of the first CPU")?;
+    ensure(header.written > 0, "nothing was written down")?;
+    let bytes = u64::from(header.capacity + 1) * u64::from(record);
+    let nobodys = 1000 * bytes.next_multiple_of(PAGE);
+    let answers = [
+        (device.ring(0, read | write), Error::EINVAL, "stores to a ring"),
+        (device.ring(0, read | ProtFlags::PROT_EXEC), Error::EINVAL, "code in a ring"),
+        (device.ring(PAGE, read), Error::EINVAL, "the middle of a ring"),
+        (device.ring(nobodys, read), Error::ENOENT, "the ring of no CPU"),
+    ];
+    answers.into_iter().try_for_each(|(answer, errno, what)| equal(answer.err(), Some(errno), what))
 }
 
 fn loans(vm: &Vm) -> Outcome {
@@ -113,6 +132,8 @@ pub fn memlock() -> Outcome {
     let tables = u64::from(TABLES);
     setrlimit(Resource::RLIMIT_MEMLOCK, (16 + tables) * PAGE, (16 + tables) * PAGE)?;
     setuid(Uid::from_raw(1000))?;
+    let ring = device.ring(0, ProtFlags::PROT_READ).err();
+    equal(ring, Some(Error::EPERM), "everybody's trace to anybody")?;
     let vm = device.create_vm(ContractFlags::NONE, TABLES)?;
     refused(vm.add_tables(17), Error::ENOMEM, "tables count too")?;
     let memory = Memory::new(17 * PAGE)?;
@@ -121,6 +142,8 @@ pub fn memlock() -> Outcome {
     refused(vm.donate(address, GUEST, 17 * PAGE), Error::ENOMEM, "17 pages given")?;
     let fewer = RamArgs { size: 15 * PAGE, ..memory.loan(GUEST) };
     vm.share(fewer)?;
+    // PAR_EL1.F, PA: translated, and where to is not said.
+    equal(vm.probe(GUEST)? & (0xf_ffff_ffff_f000 | 1), 0, "where a loan lies")?;
     vm.donate(address, GUEST + 16 * PAGE, PAGE)?;
     refused(vm.donate(address, GUEST + 32 * PAGE, PAGE), Error::ENOMEM, "the 17th page")?;
     vm.unshare(GUEST, 15 * PAGE)?;

@@ -4,14 +4,17 @@ use std::error::Error;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use pfnguard_lines::Verdict;
 use pfnguard_shared::device::{
     BindArgs, CheckArgs, GuestArgs, InfoArgs, RamArgs, RegionArgs, TablesArgs, VmArgs,
 };
 use pfnguard_shared::info::InfoSelector;
 use pfnguard_shared::request::Decision;
+use pfnguard_shared::trace::RingHeader;
 use pfnguard_shared::vm::ContractFlags;
 
 /// The calls as the kernel's own macros number them; the ABI's crate says the same numbers.
@@ -108,6 +111,20 @@ impl Device {
     pub fn region_reset(&self, index: u32) -> Result<RegionArgs, Failed> {
         call!(region_reset, self.0, RegionArgs { index, ..RegionArgs::zeroed() })
             .map(|(_, args)| args)
+    }
+
+    /// Maps the beginning of a trace ring, as much of it as a header has, and returns the header.
+    pub fn ring(&self, offset: u64, protection: ProtFlags) -> nix::Result<RingHeader> {
+        let size = NonZeroUsize::new(size_of::<RingHeader>()).ok_or(nix::Error::EINVAL)?;
+        let offset = i64::try_from(offset).map_err(|_| nix::Error::EINVAL)?;
+        // SAFETY: a new mapping where the kernel has room.
+        let start =
+            unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, self.0.as_fd(), offset) }?;
+        // SAFETY: mapped, and aligned to a page; any bytes are a header.
+        let header = unsafe { start.cast::<RingHeader>().read_volatile() };
+        // SAFETY: nobody has a reference into it.
+        unsafe { munmap(start, size.get()) }?;
+        Ok(header)
     }
 
     /// Makes a VM.
