@@ -10,6 +10,7 @@ use crate::oracle::{Oracle, Oversight};
 use crate::progress::Progress;
 use crate::qemu::{Echo, Job, Run};
 use crate::uart::Outcome;
+use crate::words::counted;
 use crate::{artifacts, setup};
 
 /// A run of the tests.
@@ -38,18 +39,19 @@ pub struct Tally {
     pub skipped: Vec<String>,
     /// What the oracle saw.
     pub oversight: Oversight,
+    /// What a Linux machine's first program repeated of the module's lines.
+    pub said: Vec<String>,
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} tests passed, {} skipped", self.passed, self.skipped.len())?;
-        match &self.oversight {
-            Oversight::Judged(judgement) => {
-                write!(f, ", {} steps of EL2 judged", judgement.records)?;
-            }
-            Oversight::Skipped(why) => write!(f, ", NOT judged by the oracle: {why}")?,
-            Oversight::Off | Oversight::Refused(_) => {}
+        let passed = counted(self.passed, "test", "tests");
+        write!(f, "{passed} passed, {} skipped", self.skipped.len())?;
+        let judged = self.oversight.to_string();
+        if !judged.is_empty() {
+            write!(f, ", {judged}")?;
         }
+        self.said.iter().try_for_each(|line| write!(f, "\n  {line}"))?;
         self.skipped.iter().try_for_each(|skipped| write!(f, "\n  skipped {skipped}"))
     }
 }
@@ -97,9 +99,16 @@ pub(crate) fn verdict(run: &Run) -> miette::Result<Tally> {
         problems.push("no test passed".to_owned());
     }
     if problems.is_empty() {
-        return Ok(Tally { passed: counted, skipped, oversight: run.oversight.clone() });
+        let said = said_by_module(&run.log);
+        return Ok(Tally { passed: counted, skipped, oversight: run.oversight.clone(), said });
     }
     Err(miette!("{}\n{}", problems.join("\n"), run.tail()))
+}
+
+/// Returns the module's lines without the kernel's time.
+fn said_by_module(log: &[String]) -> Vec<String> {
+    let lines = log.iter().filter_map(|line| Some(line.split_once("] pfnguard: ")?.1));
+    lines.map(|text| format!("pfnguard: {}", text.trim_end())).collect()
 }
 
 #[cfg(test)]
@@ -127,7 +136,7 @@ mod tests {
         let end = "@end passed=1 failed=0";
         assert_eq!(
             judged(&[begin, "@test ok name=a", end]),
-            Ok(Tally { passed: 1, skipped: vec![], oversight: Oversight::Off })
+            Ok(Tally { passed: 1, skipped: vec![], oversight: Oversight::Off, said: vec![] })
         );
         assert!(judged(&[begin, "@test ok name=a"]).unwrap_err().contains("broke off"));
         assert!(judged(&[begin, end]).unwrap_err().contains("a never ended"));
@@ -144,7 +153,7 @@ mod tests {
     fn a_skipped_test_is_listed_and_does_not_count() {
         let skip = "@test skip name=b why=needs-two-CPUs";
         let tally = judged(&["@test ok name=a", skip, "@end passed=1 failed=0"]).unwrap();
-        assert_eq!(tally.to_string(), "1 tests passed, 1 skipped\n  skipped b: needs-two-CPUs");
+        assert_eq!(tally.to_string(), "1 test passed, 1 skipped\n  skipped b: needs-two-CPUs");
         assert!(judged(&[skip, "@end passed=0 failed=0"]).is_err());
     }
 

@@ -81,7 +81,12 @@ impl Outcome {
 
     /// Returns the table of all decisions, and a summary.
     pub fn table(&self) -> String {
-        table::render(&self.run.transcript, &self.decisions)
+        let mut table = table::render(&self.run.transcript, &self.decisions);
+        let judged = self.run.oversight.to_string();
+        if !judged.is_empty() {
+            table.push_str(&format!("\noracle: {judged}"));
+        }
+        table
     }
 
     /// Turns differences into an error that names them, with the end of the machine's log.

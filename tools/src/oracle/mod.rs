@@ -7,6 +7,7 @@ mod plugin;
 mod symbols;
 
 use std::env;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,17 @@ pub enum Oversight {
     Refused(String),
     /// Which rules were broken.
     Judged(Judgement),
+}
+
+/// What there is to say beside a verdict; nothing where nothing was asked for.
+impl fmt::Display for Oversight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Judged(judgement) => write!(f, "{} steps of EL2 judged", judgement.records),
+            Self::Skipped(why) => write!(f, "NOT judged by the oracle: {why}"),
+            Self::Off | Self::Refused(_) => Ok(()),
+        }
+    }
 }
 
 /// A judged trace.
