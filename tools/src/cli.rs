@@ -6,11 +6,11 @@ use std::fs;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use miette::{IntoDiagnostic, WrapErr};
 
-use crate::artifacts::{self, ArtifactError};
+use crate::artifacts;
 use crate::bench::{self, Bench, Keep, Profiler};
 use crate::demo::Demo;
+use crate::files::{self, say};
 use crate::fuzz::{Campaign, Sanitizer};
 use crate::fuzz_machine::RandomRun;
 use crate::header::{self, Action};
@@ -38,7 +38,12 @@ use args::{
 /// that the CPU itself reports. Exit code 0 means that every decision is the one that the
 /// specification gives.
 #[derive(Debug, Parser)]
-#[command(name = "pfnguard", bin_name = "cargo run --", args_conflicts_with_subcommands = true)]
+#[command(
+    name = "pfnguard",
+    version,
+    bin_name = "cargo run --",
+    args_conflicts_with_subcommands = true
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -102,7 +107,7 @@ impl Cli {
             None => demo(self.demo),
             Some(Command::Setup) => {
                 let version = setup::ensure(progress)?;
-                println!("ready: {} {version}", setup::QEMU);
+                say(format!("ready: {} {version}", setup::QEMU))?;
                 Ok(())
             }
             Some(Command::Build(args)) => build(&args, progress),
@@ -111,7 +116,7 @@ impl Cli {
             Some(Command::FuzzMachine(args)) => fuzz_machine(&args),
             Some(Command::Maintenance(args)) => maintenance(args),
             Some(Command::Judge(args)) => {
-                println!("{}", oracle::judge_file(&args.file, progress)?);
+                say(oracle::judge_file(&args.file, progress)?)?;
                 Ok(())
             }
             Some(Command::Fuzz(args)) => fuzz(args),
@@ -124,17 +129,17 @@ impl Cli {
             Some(Command::LinuxOverlay(args)) => linux::overlay::install(&args.tree, progress),
             Some(Command::LinuxBench(args)) => bench_linux(&args, progress),
             Some(Command::LinuxFaults(args)) => {
-                println!("\n{}", linux::faults::count(args.seconds, progress)?);
+                say(format!("\n{}", linux::faults::count(args.seconds, progress)?))?;
                 Ok(())
             }
             Some(Command::Kmod) => {
                 let (_, module) = linux::build_module(progress)?;
-                println!("{}", module.display());
+                say(module.display())?;
                 Ok(())
             }
             Some(Command::Trace(args)) => trace::run(args),
             Some(Command::Map(args)) => map::run(&args),
-            Some(Command::Image(args)) => Ok(image(&args)?),
+            Some(Command::Image(args)) => image(&args),
             Some(Command::Manifest(command)) => manifest::run(command),
         }
     }
@@ -144,8 +149,12 @@ fn demo(args: DemoArgs) -> miette::Result<()> {
     let progress = args.machine.progress();
     let (machine, timeout) = (args.machine.machine(), args.machine.timeout());
     let (echo, keep_log, oracle) = (args.machine.echo(), args.keep_log, args.machine.oracle());
-    if !args.bare && matches!(oracle, Oracle::Keep(_)) {
-        return Err(miette::miette!("--keep-trace: the oracle does not watch Linux; add --bare"));
+    if !args.bare && oracle != Oracle::On {
+        let options = "--keep-trace and --no-oracle";
+        return Err(miette::miette!("{options}: the oracle does not watch Linux; add --bare"));
+    }
+    if let Some(path) = &keep_log {
+        files::ensure_writable(path)?;
     }
     let outcome = match args.bare {
         true => Demo { machine, timeout, echo, progress, oracle }.run()?,
@@ -154,19 +163,19 @@ fn demo(args: DemoArgs) -> miette::Result<()> {
     if let Some(path) = keep_log {
         outcome.keep_log(&path)?;
     }
-    println!("\n{}", outcome.table());
+    say(format!("\n{}", outcome.table()))?;
     outcome.check()
 }
 
 fn run_linux(args: &LinuxArgs, progress: Progress) -> miette::Result<()> {
     let linux = args.machine.linux(args.scenario, progress);
-    println!("{}: {}", linux.machine, linux.run()?);
+    say(format!("{}: {}", linux.machine, linux.run()?))?;
     Ok(())
 }
 
 fn build_linux(args: &LinuxBuiltinArgs, progress: Progress) -> miette::Result<()> {
     let linux = args.machine.linux(Scenario::Builtin, progress);
-    println!("{}: {}", linux.machine, linux::builtin::run(&linux)?);
+    say(format!("{}: {}", linux.machine, linux::builtin::run(&linux)?))?;
     Ok(())
 }
 
@@ -175,17 +184,18 @@ fn bench_linux(args: &LinuxBenchArgs, progress: Progress) -> miette::Result<()> 
     if args.write {
         costs.write()?;
     }
-    println!("\n{costs}");
+    say(format!("\n{costs}"))?;
     costs.check()
 }
 
 fn build(args: &BuildArgs, progress: Progress) -> miette::Result<()> {
     let artifacts = artifacts::build(progress)?;
     if let Some(path) = &args.payload {
-        let failed = || format!("cannot write {}", path.display());
-        fs::copy(&artifacts.payload, path).into_diagnostic().wrap_err_with(failed)?;
+        let payload = fs::read(&artifacts.payload);
+        let payload = payload.map_err(artifacts::file("read", &artifacts.payload))?;
+        files::write(&[(path, &payload)], &[])?;
     }
-    println!("{}\n{}", artifacts.payload.display(), artifacts.host.display());
+    say(format!("{}\n{}", artifacts.payload.display(), artifacts.host.display()))?;
     Ok(())
 }
 
@@ -197,15 +207,15 @@ fn bench(args: BenchArgs) -> miette::Result<()> {
     let keep = if args.write { Keep::Document } else { Keep::Nothing };
     let bench = Bench { keep, timeout: Duration::from_secs(args.timeout), echo, progress };
     if let Some(row) = args.profile {
-        println!("\n{}", Profiler { bench, row }.run()?);
+        say(format!("\n{}", Profiler { bench, row }.run()?))?;
         return Ok(());
     }
     if args.sizes {
-        println!("\n{}", bench::sizes(&bench)?);
+        say(format!("\n{}", bench::sizes(&bench)?))?;
         return Ok(());
     }
     let measured = bench.run()?;
-    println!("\n{}", measured.table());
+    say(format!("\n{}", measured.table()))?;
     measured.check()
 }
 
@@ -214,7 +224,7 @@ fn test_machine(args: TestArgs) -> miette::Result<()> {
     let (machine, timeout) = (args.machine.machine(), args.machine.timeout());
     let (echo, prefix, oracle) = (args.machine.echo(), args.prefix, args.machine.oracle());
     let tally = Suite { machine, prefix, timeout, echo, progress, oracle }.run()?;
-    println!("{machine}: {tally}");
+    say(format!("{machine}: {tally}"))?;
     Ok(())
 }
 
@@ -224,7 +234,7 @@ fn fuzz_machine(args: &FuzzMachineArgs) -> miette::Result<()> {
     for seed in args.seed..args.seed.saturating_add(args.seeds) {
         let (oracle, progress) = (args.machine.oracle(), args.machine.progress());
         let verdict = RandomRun { machine, seed, calls, timeout, echo, progress, oracle }.run()?;
-        println!("{machine}, seed {seed}: {verdict}");
+        say(format!("{machine}, seed {seed}: {verdict}"))?;
     }
     Ok(())
 }
@@ -242,7 +252,7 @@ fn maintenance(args: MaintenanceArgs) -> miette::Result<()> {
     match args.write {
         true => Ok(artifacts::put(&oracle::document(), document.as_bytes())?),
         false => {
-            println!("{document}");
+            say(document)?;
             Ok(())
         }
     }
@@ -253,21 +263,21 @@ fn fuzz(args: FuzzArgs) -> miette::Result<()> {
     let each = Duration::from_secs_f64(args.minutes * 60.0);
     let sanitizer = if args.asan { Sanitizer::Address } else { Sanitizer::Off };
     let outcome = Campaign { targets: args.targets, each, jobs, sanitizer, progress }.run()?;
-    println!("\n{outcome}");
+    say(format!("\n{outcome}"))?;
     Ok(outcome.check()?)
 }
 
 fn plant(args: SeedsArgs) -> miette::Result<()> {
     let campaign = seeds::Campaign { names: args.names, progress: Progress::detect() };
     let outcome = campaign.run()?;
-    println!("\n{outcome}");
+    say(format!("\n{outcome}"))?;
     Ok(outcome.check()?)
 }
 
-fn image(args: &ImageArgs) -> Result<(), ArtifactError> {
+fn image(args: &ImageArgs) -> miette::Result<()> {
     let image = artifacts::flatten(&args.elf)?;
-    fs::write(&args.image, &image.bytes).map_err(artifacts::file("write", &args.image))?;
-    println!("{} bytes, linked for {:#x}", image.bytes.len(), image.base);
+    files::write(&[(&args.image, &image.bytes)], &[&args.elf])?;
+    say(format!("{} bytes, linked for {:#x}", image.bytes.len(), image.base))?;
     Ok(())
 }
 

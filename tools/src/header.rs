@@ -6,6 +6,7 @@ use miette::{IntoDiagnostic, WrapErr, miette};
 use pfnguard_shared::{Constant, Field};
 
 use crate::abi::{self, Group, Kind, Layout, Single, Value};
+use crate::files::say;
 use crate::{artifacts, workspace};
 
 /// Widest line of a comment, in columns.
@@ -91,7 +92,7 @@ pub fn run(action: Action) -> miette::Result<()> {
             let old = std::fs::read_to_string(&path).into_diagnostic().wrap_err_with(problem)?;
             match first_difference(&old, &fresh) {
                 None => {
-                    println!("{} is up to date", path.display());
+                    say(format!("{} is up to date", path.display()))?;
                     Ok(())
                 }
                 Some(place) => Err(miette!(

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod columns;
 pub mod demo;
 pub mod fields;
+pub mod files;
 pub mod fuzz;
 pub mod fuzz_machine;
 pub mod header;

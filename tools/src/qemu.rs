@@ -11,6 +11,7 @@ use miette::Diagnostic;
 use thiserror::Error;
 
 use crate::artifacts::{self, ArtifactError, Artifacts};
+use crate::files::say;
 use crate::machine::{Boot, Host, Machine};
 use crate::oracle::{Oracle, Oversight, Readiness, Watch};
 use crate::process;
@@ -282,7 +283,8 @@ impl Job<'_> {
         let mut log = Vec::new();
         let stopped = collect(&lines, deadline, &mut log, |count, line| {
             match (self.echo, line) {
-                (Echo::Lines, Some(line)) => println!("{line}"),
+                // The run goes on when nobody reads any more.
+                (Echo::Lines, Some(line)) => drop(say(line)),
                 (Echo::Silent, _) | (Echo::Lines, None) => {}
             }
             note(&format!("{count} lines"));

@@ -1,5 +1,7 @@
 //! Numbers of the ABI in words: what was asked for, what was granted, what a refusal is about.
 
+use std::fmt::Display;
+
 use pfnguard_shared::info::{Capabilities, RegionState};
 use pfnguard_shared::manifest::RegionFlags;
 use pfnguard_shared::request::{HostAlias, MemTypes, Modes, Perms, RequestFlags};
@@ -26,12 +28,19 @@ pub fn explain(subject: Subject, requested: u64, granted: u64) -> String {
         Subject::RequestFlags => format!("asked for {left}, accepted {right}"),
         Subject::HostAlias => format!("the host's mapping is {left} and must be {right}"),
         Subject::Object => format!("object {left} of {right}"),
+        Subject::ObjectState if requested == granted => "the VM's contract forbids it".to_owned(),
         Subject::ObjectState => format!("the VM must be {left} and is {right}"),
         Subject::Tables => format!("{left} table pages needed, {right} left"),
         Subject::Ipa => format!("IPA page {left} is taken or beyond {right}"),
         Subject::Entry => format!("starts in entry {left} and ends in entry {right}"),
         Subject::Streams => format!("{left} stream IDs are neither translated nor blocked"),
     }
+}
+
+/// Counts things: `1 entry`, `2 entries`.
+pub fn counted<N: Display + PartialEq + From<u8>>(count: N, one: &str, more: &str) -> String {
+    let noun = if count == N::from(1) { one } else { more };
+    format!("{count} {noun}")
 }
 
 /// Writes one value of a refusal.

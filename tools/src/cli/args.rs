@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{ArgAction, Args};
 
 use crate::linux::{Linux, Scenario};
@@ -11,13 +12,19 @@ use crate::oracle::Oracle;
 use crate::progress::Progress;
 use crate::qemu::Echo;
 
+/// Reads a length of time in seconds: more than nothing, at most a week.
+fn seconds() -> RangedU64ValueParser {
+    const WEEK: u64 = 7 * 24 * 60 * 60;
+    RangedU64ValueParser::new().range(1..=WEEK)
+}
+
 /// Which machine, for how long, and how loud.
 #[derive(Debug, Args)]
 pub struct MachineArgs {
     /// CPU model.
     #[arg(long, value_enum, default_value_t = Cpu::NeoverseN2)]
     pub cpu: Cpu,
-    /// Number of CPUs [default: 2, with --icount 1].
+    /// Number of CPUs, 1 to 8 [default: 2, with --icount 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
     pub smp: Option<u8>,
     /// Let executed instructions drive the clock: every run is like the other.
@@ -26,8 +33,8 @@ pub struct MachineArgs {
     /// Show the machine's log as it comes.
     #[arg(long, short, action = ArgAction::SetTrue)]
     pub verbose: bool,
-    /// Give up after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    /// Give up after so many seconds, at most a week.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = seconds())]
     pub timeout: u64,
     /// Do not judge what EL2 executes under the bare-metal host.
     #[arg(long)]
@@ -81,10 +88,10 @@ pub struct FuzzMachineArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Calls and accesses of a run.
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
     pub calls: u64,
     /// Runs, each with the next seed.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub seeds: u64,
 }
 
@@ -102,8 +109,8 @@ pub struct BenchArgs {
     /// Show the machine's log as it comes.
     #[arg(long, short, action = ArgAction::SetTrue)]
     pub verbose: bool,
-    /// Give up after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    /// Give up after so many seconds, at most a week.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = seconds())]
     pub timeout: u64,
 }
 
@@ -164,14 +171,14 @@ pub struct LinuxMachineArgs {
     /// CPU model.
     #[arg(long, value_enum, default_value_t = Cpu::NeoverseN2)]
     pub cpu: Cpu,
-    /// Number of CPUs.
+    /// Number of CPUs, 2 to 8.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=8))]
     pub smp: u8,
     /// Show the machine's log as it comes.
     #[arg(long, short, action = ArgAction::SetTrue)]
     pub verbose: bool,
-    /// Give up after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    /// Give up after so many seconds, at most a week.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = seconds())]
     pub timeout: u64,
 }
 
@@ -181,14 +188,14 @@ pub struct LinuxBenchArgs {
     #[arg(long)]
     pub write: bool,
     /// Give up after so many seconds, for each of two machines.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = seconds())]
     pub timeout: u64,
 }
 
 #[derive(Debug, Args)]
 pub struct LinuxFaultsArgs {
     /// How long the load runs.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = seconds())]
     pub seconds: u64,
 }
 

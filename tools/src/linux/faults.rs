@@ -93,7 +93,8 @@ impl fmt::Display for Faults {
         writeln!(f, "  in the first {} s after the launch: {boot}", BOOT.as_secs())?;
         writeln!(f, "  in the {} s after that: {rest}", self.end.saturating_sub(booted).as_secs())?;
         writeln!(f, "  in the last {} s of them: {late}", self.end.saturating_sub(half).as_secs())?;
-        self.memory.iter().try_for_each(|line| writeln!(f, "{line}"))
+        writeln!(f, "memory of the hypervisor in pages, after the launch and at the end:")?;
+        self.memory.iter().try_for_each(|line| writeln!(f, "  {line}"))
     }
 }
 

@@ -82,6 +82,18 @@ pub enum LinuxError {
     /// The module is not what its test takes it for.
     #[error("{0} never reads DCZID_EL0: it cannot be made to find CPUs that differ")]
     NoSuchRead(PathBuf),
+    /// There is nothing to put the sources into.
+    #[error("{tree} is no kernel's tree: it has no {file}")]
+    NoTree {
+        /// The directory.
+        tree: PathBuf,
+        /// What every tree has.
+        file: &'static str,
+    },
+    /// The tree is another one than the patch was made for; it is as it was.
+    #[error("{0}")]
+    #[diagnostic(help("add these lines by hand, and run this again:{1}"))]
+    NoPatch(String, String),
     /// Kconfig knows better.
     #[error("the kernel's configuration lacks what {file} asks for:\n{lines}")]
     Config {

@@ -23,9 +23,9 @@ const SOURCES: &[&str] = &["c", "h", "S"];
 /// Builds the payload and puts everything into the kernel's `tree`, which may hold an older overlay.
 ///
 /// # Errors
-/// Set-up, a build, [`LinuxError`]: it is no kernel's tree, or the patch does not apply; then the
-/// sources are there already.
+/// Set-up, a build, [`LinuxError`]: it is no kernel's tree, or the patch does not apply.
 pub fn install(tree: &Path, progress: Progress) -> miette::Result<()> {
+    is_patched(tree)?;
     setup::ensure_patch(progress)?;
     let payload = artifacts::build(progress)?.payload;
     Ok(put(tree, &payload, progress)?)
@@ -33,7 +33,9 @@ pub fn install(tree: &Path, progress: Progress) -> miette::Result<()> {
 
 /// Puts sources, header, Kconfig and payload into the tree, and patches it.
 pub(super) fn put(tree: &Path, payload: &Path, progress: Progress) -> Result<(), LinuxError> {
-    let patched = is_patched(tree)?;
+    if !is_patched(tree)? {
+        patch(tree, &workspace::root().join("host-interface").join(PATCH), progress)?;
+    }
     let directory = tree.join(DIRECTORY);
     let interface = workspace::root().join("host-interface");
     let kmod = interface.join("kmod");
@@ -43,11 +45,7 @@ pub(super) fn put(tree: &Path, payload: &Path, progress: Progress) -> Result<(),
     }
     module::copy(&crate::header::path(), &directory.join("pfnguard.h"))?;
     module::copy(&interface.join("overlay/Kconfig"), &directory.join("Kconfig"))?;
-    module::copy(payload, &directory.join("payload.img"))?;
-    match patched {
-        true => Ok(()),
-        false => patch(tree, &interface.join(PATCH), progress),
-    }
+    module::copy(payload, &directory.join("payload.img"))
 }
 
 /// Returns whether all files name the directory.
@@ -55,7 +53,8 @@ fn is_patched(tree: &Path) -> Result<bool, LinuxError> {
     let mut all = true;
     for (name, line) in PATCHED {
         let path = tree.join(name);
-        let text = fs::read_to_string(&path).map_err(artifacts::file("read", &path))?;
+        let no_tree = |_| LinuxError::NoTree { tree: tree.to_owned(), file: name };
+        let text = fs::read_to_string(&path).map_err(no_tree)?;
         all &= text.contains(line);
     }
     Ok(all)
@@ -69,6 +68,11 @@ fn is_source(path: &Path) -> bool {
     name == "Kbuild" || known && !name.ends_with(".mod.c")
 }
 
+/// Says what the patch would have done.
+fn by_hand() -> String {
+    PATCHED.iter().map(|(name, line)| format!("\n  {name}: {}", line.trim_end())).collect()
+}
+
 /// Patches the tree, or changes nothing in it.
 fn patch(tree: &Path, file: &Path, progress: Progress) -> Result<(), LinuxError> {
     let mut step = progress.step(&format!("patch {}", tree.display()));
@@ -76,7 +80,8 @@ fn patch(tree: &Path, file: &Path, progress: Progress) -> Result<(), LinuxError>
         let mut command = Command::new("patch");
         command.args(["--strip=1", "--forward", "--batch", "--reject-file=-"]).args(mode);
         command.arg("--directory").arg(tree).arg("--input").arg(file);
-        packages::run(&mut command, &mut step)?;
+        let run = packages::run(&mut command, &mut step);
+        run.map_err(|error| LinuxError::NoPatch(error.to_string(), by_hand()))?;
     }
     step.done("");
     Ok(())

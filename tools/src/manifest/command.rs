@@ -7,6 +7,9 @@ use clap::Subcommand;
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
 use pfnguard_shared::manifest::{Entry, Header, MAGIC};
 
+use crate::files;
+use crate::words::counted;
+
 use super::binary::parse_binary;
 use super::compile;
 use super::derive::derive;
@@ -58,8 +61,13 @@ pub enum Command {
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Compile { input, output } => {
-            let text = read_utf8(&input)?;
-            write(&output, &compile(&input.to_string_lossy(), &text)?)
+            let bytes = read(&input)?;
+            if bytes.starts_with(&MAGIC) {
+                bail!("{} is compiled already: `manifest show` shows it", input.display());
+            }
+            let name = input.to_string_lossy();
+            let binary = compile(&name, &utf8(&name, bytes)?)?;
+            Ok(files::write(&[(&output, &binary)], &[&input])?)
         }
         Command::Derive { dtb, grants, output, text } => {
             run_derive(&dtb, grants.as_deref(), output.as_deref(), text.as_deref())
@@ -67,8 +75,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Check { files } => run_check(&files),
         Command::Show { file } => {
             let (header, entries) = load(&file)?;
-            print!("{}", to_table(&header, &entries));
-            Ok(())
+            Ok(files::say(to_table(&header, &entries).trim_end())?)
         }
     }
 }
@@ -84,19 +91,19 @@ fn run_derive(
         None => ("no grants".to_owned(), String::new()),
     };
     let derived = derive(&read(dtb)?, &grants_name, &grants_text)?;
-    if let Some(path) = output {
-        write(path, &derived.binary()?)?;
-    }
+    let binary = output.map(|_| derived.binary()).transpose()?;
+    let rendered = to_text(&derived.manifest, &derived.notes);
     // Somebody who asks for nothing in particular wants to read.
     let text = text.or((output.is_none()).then_some(Path::new("-")));
-    match text {
-        Some(path) if path == Path::new("-") => {
-            print!("{}", to_text(&derived.manifest, &derived.notes));
-        }
-        Some(path) => write(path, to_text(&derived.manifest, &derived.notes).as_bytes())?,
-        None => {}
-    }
-    Ok(())
+    let (shown, kept) = match text {
+        Some(path) if path == Path::new("-") => (Some(&rendered), None),
+        path => (None, path.map(|path| (path, rendered.as_bytes()))),
+    };
+    let binary = output.zip(binary.as_deref());
+    let outputs: Vec<_> = binary.into_iter().chain(kept).collect();
+    let inputs: Vec<_> = std::iter::once(dtb).chain(grants).collect();
+    files::write(&outputs, &inputs)?;
+    Ok(shown.map_or(Ok(()), |text| files::say(text.trim_end()))?)
 }
 
 fn run_check(files: &[PathBuf]) -> Result<()> {
@@ -106,7 +113,8 @@ fn run_check(files: &[PathBuf]) -> Result<()> {
             Ok((header, entries)) => {
                 let hash: String =
                     header.sha256.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-                println!("{}: ok, {} entries, sha256 {hash}…", file.display(), entries.len());
+                let count = counted(entries.len(), "entry", "entries");
+                files::say(format!("{}: ok, {count}, sha256 {hash}…", file.display()))?;
             }
             Err(report) => {
                 eprintln!("{report:?}");
@@ -140,10 +148,4 @@ fn read_utf8(path: &Path) -> Result<String> {
 fn utf8(name: &str, bytes: Vec<u8>) -> Result<String> {
     let text = String::from_utf8(bytes).into_diagnostic();
     text.wrap_err_with(|| format!("{name} is neither a compiled manifest nor text"))
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot write {}", path.display()))
 }

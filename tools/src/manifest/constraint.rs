@@ -152,7 +152,7 @@ constraints! {
         "remove the repetition";
     // Derivation only.
     DeviceTree = "60" R52 "The device tree can be read.",
-        "dump it again: qemu-system-aarch64 -M virt,…,dumpdtb=FILE, or /sys/firmware/fdt";
+        "dump it again: qemu-system-aarch64 -M virt,…,dumpdtb=FILE -nic none, or /sys/firmware/fdt";
     GrantBlocked = "61" R43 "A grant does not touch what the platform itself needs.",
         "interrupt controllers, IOMMUs, timers and the console are never assigned: remove the region";
     GrantPlace = "62" R01 "A grant lies in a PCI window, or is exactly one derived device.",

@@ -58,7 +58,7 @@ fn concerns(description: &Description, pfn: Pfn) -> bool {
 
 fn rule(text: &str) -> Result<Rule, String> {
     let known = Rule::ALL.iter().copied().find(|rule| rule.name().eq_ignore_ascii_case(text));
-    known.ok_or_else(|| "rules are R01 to R52: docs/decisions.md".to_owned())
+    known.ok_or_else(|| "no such rule: docs/decisions.md lists them".to_owned())
 }
 
 fn kind(text: &str) -> Result<TraceKind, String> {

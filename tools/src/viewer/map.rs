@@ -7,12 +7,12 @@ use clap::Args;
 use miette::{IntoDiagnostic, WrapErr, miette};
 use pfnguard_shared::PAGE_SHIFT;
 
-use super::files::{self, Output};
 use super::html;
 use super::owner::{Owner, Owners, Row};
 use super::pages::Pages;
 use super::snapshot::{Life, Snapshot};
 use crate::columns;
+use crate::files::{self, Output};
 
 /// Where the kernel module shows its snapshot.
 const SNAPSHOT: &str = "/sys/kernel/debug/pfnguard/map";
@@ -118,11 +118,10 @@ pub fn size(pages: Pages) -> String {
 /// A file that cannot be read or written, or a snapshot that contradicts itself.
 pub fn run(args: &MapArgs) -> miette::Result<()> {
     let map = Map::new(&load(&args.file)?);
-    let (target, text) = match &args.html {
-        Some(path) => (Some(path.as_path()), html::page(&map)),
-        None => (None, map.table()),
-    };
-    let _ = Output::open(target)?.put(&text)?;
+    match &args.html {
+        Some(path) => files::write(&[(path, html::page(&map).as_bytes())], &[&args.file])?,
+        None => drop(Output::standard().put(&map.table())?),
+    }
     match map.owners.problems.len() {
         0 => Ok(()),
         1 => Err(miette!("the snapshot contradicts itself in one place")),

@@ -1,7 +1,6 @@
 //! Viewers of what the hypervisor shows: its trace rings ([`trace`]), and who owns what ([`map`]).
 
 pub mod export;
-pub mod files;
 pub mod filter;
 pub mod html;
 pub mod line;

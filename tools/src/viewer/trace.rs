@@ -11,10 +11,10 @@ use miette::{Diagnostic, bail};
 use thiserror::Error;
 
 use super::export::{self, Export};
-use super::files::{self, FileError, Output};
 use super::filter::Filter;
 use super::line;
 use super::ring::{self, Event, Ring, RingError};
+use crate::files::{self, FileError, Output};
 
 /// Where the kernel module shows the rings.
 const RINGS: &str = "/sys/kernel/debug/pfnguard/trace";
@@ -38,7 +38,7 @@ pub struct TraceArgs {
     #[arg(long, conflicts_with = "export")]
     follow: bool,
     /// With --follow: milliseconds between two looks
-    #[arg(long, value_name = "MS", default_value_t = 500)]
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     interval: u64,
 }
 
@@ -144,13 +144,22 @@ pub fn run(args: TraceArgs) -> miette::Result<()> {
     if args.follow && args.files.iter().any(|file| files::is_stdin(file)) {
         bail!("the standard input cannot be read again: --follow needs files");
     }
-    let mut output = Output::open(args.output.as_deref())?;
+    let inputs =
+        args.files.iter().map(|path| images(path)).collect::<Result<Vec<_>, _>>()?.concat();
+    let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
     let mut watcher = Watcher::new(args.files);
     let mut look = watcher.look()?;
     look.events.retain(|event| args.filter.admits(event));
     let text = match args.export {
         None => lines(&look.events),
         Some(format) => export::write(format, &look.cpus, &look.events)?,
+    };
+    if let (Some(path), false) = (&args.output, args.follow) {
+        return Ok(files::write(&[(path, text.as_bytes())], &inputs)?);
+    }
+    let mut output = match &args.output {
+        Some(path) => Output::create(path, &inputs)?,
+        None => Output::standard(),
     };
     if output.put(&text)?.is_break() || !args.follow {
         return Ok(());

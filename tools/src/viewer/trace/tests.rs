@@ -101,7 +101,7 @@ fn following_ends_when_the_file_is_gone() {
     let scratch = Scratch::new();
     let path = scratch.put("ring", &Image::new(0, 4).with(record(1)));
     let shown = scratch.0.join("shown");
-    let mut output = Output::open(Some(&shown)).unwrap();
+    let mut output = Output::create(&shown, &[]).unwrap();
     let mut watcher = Watcher::new(vec![path.clone()]);
     fs::remove_file(path).unwrap();
     follow(&mut watcher, &Filter::default(), Duration::ZERO, &mut output).unwrap();
