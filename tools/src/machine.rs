@@ -303,12 +303,7 @@ impl Machine {
             El2::Present => "",
             El2::Absent => ",virtualization=off",
         };
-        // A seed for KASLR, where runs need not be alike.
-        let randomness = match self.clock {
-            Clock::Free => ",dtb-randomness=on",
-            Clock::Icount => "",
-        };
-        let mut command = self.base(Host::Linux, &format!("{absent}{randomness}"));
+        let mut command = self.base(Host::Linux, absent);
         command.args(["-serial", "stdio"]).arg("-kernel").arg(boot.image);
         command.arg("-initrd").arg(boot.initrd).args(["-append", boot.parameters]);
         let disk = comma_safe(boot.disk);
@@ -320,12 +315,16 @@ impl Machine {
     }
 
     fn base(&self, host: Host, board_options: &str) -> Command {
+        // Seeds in the device tree are for KASLR; elsewhere, what differs between runs is not the input.
+        let randomness = match (host, self.clock) {
+            (Host::Linux, Clock::Free) => "on",
+            (Host::BareMetal, _) | (Host::Linux, Clock::Icount) => "off",
+        };
         let (cpu, host) = (self.cpu.board_options(), host.board_options());
         let mut command = Command::new(QEMU);
         command.arg("-M");
-        // No random seeds in the device tree: what differs between runs is not the input.
         command.arg(format!(
-            "virt,virtualization=on,gic-version=3,dtb-randomness=off{cpu}{host}{board_options}"
+            "virt,virtualization=on,gic-version=3,dtb-randomness={randomness}{cpu}{host}{board_options}"
         ));
         command.args(["-cpu", self.cpu.name(), "-smp", &self.cpus.to_string(), "-m", "1G"]);
         command.args(["-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"]);

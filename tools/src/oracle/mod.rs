@@ -252,12 +252,12 @@ pub fn document() -> PathBuf {
 /// # Errors
 /// The build failed, the trace is cut short or of another build, or rules were broken.
 pub fn judge_file(path: &Path, progress: Progress) -> miette::Result<String> {
+    let file = File::open(path).map_err(artifacts::file("open", path))?;
     let artifacts = artifacts::build(progress)?;
     let symbols = Symbols::read(&artifacts::payload_elf())?;
     let build = build_id(&artifacts.payload)?;
     // The trace does not say which CPUs it is of.
     let watch = Watch { plugin: PathBuf::new(), symbols, build, tlbi: Times::Once };
-    let file = File::open(path).map_err(artifacts::file("open", path))?;
     let oversight = watch.judge(file);
     let problems = oversight.problems();
     match oversight {
@@ -265,7 +265,7 @@ pub fn judge_file(path: &Path, progress: Progress) -> miette::Result<String> {
             Ok(format!("{} records, no rule broken", judgement.records))
         }
         Oversight::Judged(_) | Oversight::Off | Oversight::Skipped(_) | Oversight::Refused(_) => {
-            Err(miette!("{}", problems.join("\n")))
+            Err(miette!("{}: {}", path.display(), problems.join("\n")))
         }
     }
 }
