@@ -722,8 +722,8 @@ typedef uint64_t __u64;
  */
 #define PFNGUARD_TRACE_REGION			5
 /*
- * The host touched what is not its own; an abort was injected. a IPA, b ESR, c
- * ELR.
+ * The host touched what is not its own, and got an abort, or ones of a device.
+ * a IPA, b ESR, c ELR.
  */
 #define PFNGUARD_TRACE_HOST_ABORT		6
 /* An SMC was answered. a function id, b result. */

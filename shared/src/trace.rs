@@ -18,7 +18,7 @@ numbers! {
         Ownership = 4,
         /// A region changed state. `a` region index, `b` old << 8 | new `RegionState`, `c` VM.
         Region = 5,
-        /// The host touched what is not its own; an abort was injected. `a` IPA, `b` ESR, `c` ELR.
+        /// The host touched what is not its own, and got an abort, or ones of a device. `a` IPA, `b` ESR, `c` ELR.
         HostAbort = 6,
         /// An SMC was answered. `a` function id, `b` result.
         Smc = 7,

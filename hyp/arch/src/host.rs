@@ -1,9 +1,11 @@
 //! Exceptions of the host: calls, aborts, traps.
 
+use arm_sysregs::el2::registers::SpsrEl2;
 use pfnguard_core::addr::PhysAddr;
 use pfnguard_core::host::{AbortOutcome, HostAbort};
 use pfnguard_core::machine::Clock;
 use pfnguard_core::trace::{Event, NO_VM};
+use pfnguard_core::vcpu::syndrome::Access;
 use pfnguard_shared::PAGE_SHIFT;
 use pfnguard_shared::trace::TraceKind;
 
@@ -31,7 +33,7 @@ pub(crate) extern "C" fn other(frame: &mut Frame) {
         // With an immediate: the convention knows none (SMCCC 1.2, 2.7).
         class::HVC64 => refuse_immediate(frame),
         class::SMC64 => smc(frame, esr),
-        class::INSTRUCTION_ABORT_LOWER | class::DATA_ABORT_LOWER => stage2_abort(esr),
+        class::INSTRUCTION_ABORT_LOWER | class::DATA_ABORT_LOWER => stage2_abort(frame, esr),
         // Whatever else traps is not offered to the host: it does not exist.
         _ => undefined(esr),
     }
@@ -60,7 +62,7 @@ fn refuse_immediate(frame: &mut Frame) {
 /// A trapped SMC has not been executed: `ELR_EL2` still points at it.
 fn smc(frame: &mut Frame, esr: u64) {
     const IMMEDIATE: u64 = 0xffff;
-    write!("elr_el2", read!("elr_el2").wrapping_add(INSTRUCTION));
+    skip();
     if esr & IMMEDIATE != 0 {
         refuse_immediate(frame);
     } else {
@@ -69,19 +71,33 @@ fn smc(frame: &mut Frame, esr: u64) {
     }
 }
 
-fn stage2_abort(esr: u64) {
+/// Steps over the host's instruction, as if it had been executed: a single step ends there, and no landing
+/// pad is due.
+fn skip() {
+    let pstate = SpsrEl2::from_bits_retain(read!("spsr_el2")) - SpsrEl2::SS;
+    write!("spsr_el2", pstate.with_btype(0).bits());
+    write!("elr_el2", read!("elr_el2").wrapping_add(INSTRUCTION));
+}
+
+fn stage2_abort(frame: &mut Frame, esr: u64) {
     let far = read!("far_el2");
     let Some(ipa) = fault_address(esr, far) else {
         // The host's own tables changed meanwhile: the instruction finds out what they say now.
         return;
     };
     let door = door();
-    let abort = HostAbort { ipa, far, esr, elr: read!("elr_el2") };
+    let pstate = read!("spsr_el2");
+    let abort = HostAbort { ipa, far, esr, elr: read!("elr_el2"), pstate };
     match door.hypervisor.host_abort(&mut door.cpu, abort) {
         AbortOutcome::Resume => {}
         AbortOutcome::Inject => {
-            let exception = Exception::refused_access(esr, far, read!("spsr_el2"));
-            into_host(&Platform::get().rules, exception);
+            into_host(&Platform::get().rules, Exception::refused_access(esr, far, pstate));
+        }
+        AbortOutcome::Absent(access) => {
+            if let Access::Load(load) = access {
+                load.complete(&mut frame.regs, u64::MAX);
+            }
+            skip();
         }
     }
 }

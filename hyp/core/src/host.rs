@@ -1,7 +1,8 @@
 //! Stage-2 aborts of the host: its translations are built here, lazily, in the largest block.
 //!
-//! A fault ends in a translation that allows the access, or in an abort of the host's own; it is
-//! never answered by "try again" while nothing has changed, so no access can loop.
+//! A fault ends in a translation that allows the access, in an abort of the host's own, or in what a
+//! device that is not there would have answered; it is never answered by "try again" while nothing has
+//! changed, so no access can loop.
 
 use pfnguard_shared::trace::TraceKind;
 use pfnguard_shared::{PAGE_SHIFT, Perms};
@@ -11,7 +12,7 @@ use crate::hypervisor::{Cpu, Host, Hypervisor};
 use crate::machine::{Clock, HostStage2, Machine, Stage2Attrs, Stage2Type, TagAccess};
 use crate::region::HostView;
 use crate::trace::{Event, NO_VM};
-use crate::vcpu::syndrome::{self, Class, FaultKind};
+use crate::vcpu::syndrome::{self, Access, Class, FaultKind};
 use crate::vmemmap::HostAccess;
 
 /// A stage-2 abort of the host, as the CPU reports it.
@@ -25,6 +26,8 @@ pub struct HostAbort {
     pub esr: u64,
     /// `ELR_EL2`.
     pub elr: u64,
+    /// `SPSR_EL2`.
+    pub pstate: u64,
 }
 
 /// What follows an abort of the host.
@@ -35,6 +38,8 @@ pub enum AbortOutcome {
     Resume,
     /// The host takes an abort: the page is not its to touch.
     Inject,
+    /// The instruction is over, and nothing was there: a load gets ones, a store is dropped.
+    Absent(Access),
 }
 
 /// Pages in the blocks that are tried where there is neither RAM nor a region, largest first.
@@ -44,23 +49,27 @@ impl<M: Machine> Hypervisor<M> {
     /// Serves a stage-2 abort of the host; writes a record where it ends in an injected abort.
     pub fn host_abort(&self, cpu: &mut Cpu<M>, abort: HostAbort) -> AbortOutcome {
         let outcome = match Needed::new(abort.esr) {
-            Some(needed) => self.serve(abort.ipa.pfn(), needed),
+            Some(needed) => self.serve(&abort, needed),
             None => AbortOutcome::Inject,
         };
         match outcome {
             AbortOutcome::Resume => {}
-            AbortOutcome::Inject => record(cpu, &abort),
+            AbortOutcome::Inject | AbortOutcome::Absent(_) => record(cpu, &abort),
         }
         outcome
     }
 
-    fn serve(&self, pfn: Pfn, needed: Needed) -> AbortOutcome {
+    fn serve(&self, abort: &HostAbort, needed: Needed) -> AbortOutcome {
+        let pfn = abort.ipa.pfn();
         let mut door = self.enter();
         let pa_bits = self.features.pa_bits;
         let mut host = door.lock_host();
         if let Some(attrs) = host.stage2.lookup(pfn) {
             // Another CPU was faster; or nothing is missing and the access is not allowed.
-            return needed.judge(&attrs);
+            return match needed.is_allowed(&attrs) {
+                true => AbortOutcome::Resume,
+                false => denied(&host, abort),
+            };
         }
         match (needed.kind, view(&host, pfn, pa_bits)) {
             (FaultKind::Translation, Some((range, attrs))) if needed.is_allowed(&attrs) => {
@@ -73,8 +82,30 @@ impl<M: Machine> Hypervisor<M> {
             (FaultKind::Permission, Some((_, attrs))) if needed.is_allowed(&attrs) => {
                 AbortOutcome::Resume
             }
-            (_, Some(_) | None) => AbortOutcome::Inject,
+            (_, Some(_) | None) => denied(&host, abort),
         }
+    }
+}
+
+/// The kernel's own loads and stores of registers have no fixups: a driver, or vfio for a program,
+/// that touches a device whose region is a guest's finds it gone, as after a surprise removal.
+fn denied<M: Machine>(host: &Host<M>, abort: &HostAbort) -> AbortOutcome {
+    let pfn = abort.ipa.pfn();
+    let region = matches!(host.regions.host_view(pfn), Some(HostView::Region { .. }));
+    match Access::decode(abort.esr) {
+        Some(access) if region && abort.is_of_kernel() => AbortOutcome::Absent(access),
+        Some(_) | None => AbortOutcome::Inject,
+    }
+}
+
+impl HostAbort {
+    /// Returns whether EL1 touched an address that is not a program's (`TTBR1_EL1`).
+    fn is_of_kernel(&self) -> bool {
+        /// Selects `TTBR1_EL1`, with and without tags (Arm ARM, D8.2).
+        const UPPER: u64 = 1 << 55;
+        /// `PSTATE.M`: EL1t and EL1h, but for the stack.
+        const MODE: u64 = 0b1_1110;
+        self.far & UPPER != 0 && self.pstate & MODE == 0b0_0100
     }
 }
 
@@ -104,10 +135,6 @@ impl Needed {
 
     fn is_allowed(&self, attrs: &Stage2Attrs) -> bool {
         attrs.perms.contains(self.perms)
-    }
-
-    fn judge(&self, attrs: &Stage2Attrs) -> AbortOutcome {
-        if self.is_allowed(attrs) { AbortOutcome::Resume } else { AbortOutcome::Inject }
     }
 }
 

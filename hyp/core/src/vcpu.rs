@@ -213,9 +213,9 @@ fn busy(number: usize) -> HcallError {
 
 impl PendingLoad {
     /// Writes what the host read into the destination register.
-    pub fn complete(&self, context: &mut VcpuContext, value: u64) {
+    pub fn complete(&self, regs: &mut [u64; 31], value: u64) {
         // Register 31 is the zero register: there is nothing to write.
-        if let Some(register) = context.regs.get_mut(self.register) {
+        if let Some(register) = regs.get_mut(self.register) {
             *register = self.widened(value);
         }
     }
@@ -238,7 +238,7 @@ mod tests {
 
     fn loaded(bytes: u32, widen: Widen, value: u64) -> u64 {
         let mut context = VcpuContext::reset(0, 0);
-        PendingLoad { register: 3, bytes, widen }.complete(&mut context, value);
+        PendingLoad { register: 3, bytes, widen }.complete(&mut context.regs, value);
         context.regs[3]
     }
 
@@ -262,7 +262,7 @@ mod tests {
     fn a_load_into_the_zero_register_changes_nothing() {
         let mut context = VcpuContext::reset(0x1000, 7);
         let before = context.clone();
-        PendingLoad { register: 31, bytes: 8, widen: Widen::Zero }.complete(&mut context, 1);
+        PendingLoad { register: 31, bytes: 8, widen: Widen::Zero }.complete(&mut context.regs, 1);
         assert_eq!(context, before);
     }
 }

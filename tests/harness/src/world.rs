@@ -290,7 +290,8 @@ impl World {
         let ipa = page << 12;
         let extend = Extend::Zero;
         let access = Access { ipa, kind, register: 0, value: 0, size: 3, extend, described: true };
-        let abort = HostAbort { ipa: PhysAddr(ipa), far: ipa, esr: access.esr(mapped), elr: 0 };
+        let esr = access.esr(mapped);
+        let abort = HostAbort { ipa: PhysAddr(ipa), far: ipa, esr, elr: 0, pstate: 0 };
         self.launched.abort(cpu, abort, &mut self.ops)
     }
 }

@@ -6,7 +6,8 @@
  *   echo "read 0x7a200000" > /dev/attack	through the linear map; or write
  *   echo "exec 0x7a200000" > /dev/attack	through an executable alias
  *   echo "table 0x7a200000" > /dev/attack	as a table of translations
- *   echo "io 0x10000000" > /dev/attack	as a device's registers
+ *   echo "io 0x10000000" > /dev/attack	as a device's register; the answer is logged
+ *   echo "pair 0x10000000" > /dev/attack	as two at once
  *   echo "hvc 0" > /dev/attack		a call of the kernel's hyp-stub
  *
  * Whoever writes dies of the abort; where the access goes through, the write
@@ -24,15 +25,30 @@
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
 
-/* Loads through a mapping of a device's memory. */
-static int load_io(u64 address)
+/* Accesses as a driver makes them, through a mapping of a device's memory. */
+static int touch_io(u64 address)
 {
 	void __iomem *target = ioremap(address, PAGE_SIZE);
 
 	if (!target)
 		return -ENOMEM;
-	pr_info("io at %016lx\n", (unsigned long)target);
-	(void)readl(target);
+	writel(0, target);
+	pr_info("io answers %#x %#x\n", readl(target), readw(target));
+	iounmap(target);
+	return 0;
+}
+
+/* A load of two registers, of which no syndrome tells. */
+static int load_pair(u64 address)
+{
+	void __iomem *target = ioremap(address, PAGE_SIZE);
+	u64 first, second;
+
+	if (!target)
+		return -ENOMEM;
+	pr_info("pair at %016lx\n", (unsigned long)target);
+	asm volatile("ldp %0, %1, [%2]"
+		     : "=&r" (first), "=&r" (second) : "r" (target));
 	iounmap(target);
 	return 0;
 }
@@ -132,7 +148,9 @@ static int attack(const char *what, u64 value)
 	if (!strcmp(what, "hvc"))
 		return call_stub(value);
 	if (!strcmp(what, "io"))
-		return load_io(value);
+		return touch_io(value);
+	if (!strcmp(what, "pair"))
+		return load_pair(value);
 	if (!strcmp(what, "exec"))
 		return execute(value);
 	if (!strcmp(what, "table"))

@@ -149,5 +149,5 @@ pub fn abort(
     esr: u64,
 ) -> AbortOutcome {
     let ipa = pfn.base().unwrap_or(PhysAddr(u64::MAX));
-    hypervisor.host_abort(cpu, HostAbort { ipa, far: 0, esr, elr: 0 })
+    hypervisor.host_abort(cpu, HostAbort { ipa, far: 0, esr, elr: 0, pstate: 0 })
 }

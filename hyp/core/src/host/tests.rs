@@ -5,8 +5,9 @@ use pfnguard_shared::{HostFunction, MemType, Mode};
 
 use super::*;
 use crate::fake::{self, FakeMachine, IMAGE, Op, RAM, RAM_PAGES, call, take_log};
-use crate::host::AbortOutcome::{Inject, Resume};
+use crate::host::AbortOutcome::{Absent, Inject, Resume};
 use crate::region::fixture;
+use crate::vcpu::{PendingLoad, Widen};
 
 const DATA: u64 = 0x24 << 26;
 const FETCH: u64 = 0x20 << 26;
@@ -174,6 +175,39 @@ fn r10_the_host_sees_a_region_with_the_type_and_only_while_its_state_allows() {
     bind(&hv, c, &fixture::request(fixture::MEMORY, Mode::Donate, MemType::Cacheable));
     assert_eq!(fake::abort(&hv, c, memory, READ), Inject);
     fake::assert_consistent(&hv);
+}
+
+#[test]
+fn a_guests_device_is_absent_to_the_kernels_own_loads_and_stores() {
+    /// `ISS.ISV`, four bytes, register 5.
+    const DESCRIBED: u64 = 1 << 24 | 0b10 << 22 | 5 << 16;
+    const KERNEL: u64 = 0xffff_8000_0000_0000;
+    let (hv, mut cpus) = fake::machine(std::vec![fixture::mmio()]);
+    let c = &mut cpus[0];
+    create_vm(&hv, c);
+    bind(&hv, c, &fixture::request(fixture::MMIO, Mode::Donate, MemType::Device));
+    let ipa = PhysAddr(fixture::MMIO.0 + 7 << 12);
+    let good = HostAbort { ipa, far: KERNEL, esr: READ | DESCRIBED, elr: 0, pstate: 0b0101 };
+
+    let load = PendingLoad { register: 5, bytes: 4, widen: Widen::Zero };
+    let written = c.trace.written();
+    assert_eq!(hv.host_abort(c, good), Absent(Access::Load(load)));
+    let store = HostAbort { esr: good.esr | WRITE, ..good };
+    assert_eq!(hv.host_abort(c, store), Absent(Access::Store { register: 5, bytes: 4 }));
+    assert_eq!(c.trace.written(), written + 2, "both are written down");
+
+    let others = [
+        ("no description", HostAbort { esr: READ, ..good }),
+        ("a table walk", HostAbort { esr: good.esr | 1 << 7, ..good }),
+        ("cache maintenance", HostAbort { esr: store.esr | MAINTENANCE, ..good }),
+        ("a fetch", HostAbort { esr: FETCH | TRANSLATION, ..good }),
+        ("a program's address", HostAbort { far: 0x8000_0000, ..good }),
+        ("a program", HostAbort { pstate: 0, ..good }),
+        ("the hypervisor's memory", HostAbort { ipa: PhysAddr(IMAGE.start().0 << 12), ..good }),
+    ];
+    for (what, abort) in others {
+        assert_eq!(hv.host_abort(c, abort), Inject, "{what}");
+    }
 }
 
 fn bind(hv: &Hypervisor<FakeMachine>, cpu: &mut Cpu<FakeMachine>, request: &Request) {

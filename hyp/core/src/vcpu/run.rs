@@ -102,7 +102,7 @@ fn check_out<M: Machine>(
     vcpu.state = VcpuState::Running(cpu.index);
     let mut context = vcpu.context.clone();
     if let Some(pending) = vcpu.pending.take() {
-        pending.complete(&mut context, load);
+        pending.complete(&mut context.regs, load);
     }
     Ok(Loaded { vm, number, context, vttbr, contract, pending: None })
 }

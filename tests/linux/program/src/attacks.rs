@@ -123,9 +123,12 @@ fn donated(device: &Device, vm: &Vm, function: &Function) -> Outcome {
     let touched = child(|| println!("a donated BAR says {}", mapping.load()))?;
     let killed = matches!(touched, WaitStatus::Signaled(_, Signal::SIGBUS, _));
     ensure(killed, &format!("a load of a donated BAR: {touched:?}"))?;
+    equal(function.load(0)?, u32::MAX, "vfio loads from a donated BAR")?;
+    function.store(0, 0)?;
     equal(mapping.write_to("/dev/null"), Ok(()), "/dev/null looks at nothing")?;
     equal(mapping.write_to("/tmp/copy"), Err(Error::EFAULT), "a system call reads a donated BAR")?;
     equal(vm.unbind(GUEST)?, RegionState::Free.raw().into(), "state after unbinding")?;
+    equal(function.load(0)?, mapping.load(), "edu answers afterwards, to vfio and to a program")?;
     ensure(mapping.load() != u32::MAX, "edu does not answer afterwards")?;
     ensure_free(device, "edu-bar0")
 }

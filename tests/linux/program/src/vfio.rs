@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 use nix::libc::c_ulong;
@@ -117,6 +118,18 @@ impl Function {
         let start =
             unsafe { mmap(address, length, protection, flags, self.device.as_fd(), offset) }?;
         Ok(Mapping { start, size: length.get() })
+    }
+
+    /// Has vfio load the first word of a BAR.
+    pub fn load(&self, bar: u8) -> io::Result<u32> {
+        let mut word = [0; 4];
+        self.device.read_exact_at(&mut word, self.region(bar)?.offset)?;
+        Ok(u32::from_le_bytes(word))
+    }
+
+    /// Has vfio store the first word of a BAR.
+    pub fn store(&self, bar: u8, word: u32) -> io::Result<()> {
+        self.device.write_all_at(&word.to_le_bytes(), self.region(bar)?.offset)
     }
 
     /// Resets the function.
