@@ -6,9 +6,9 @@ use pfnguard_core::addr::{PfnRange, PhysAddr};
 use pfnguard_core::machine::{Frames, RegisterWidth};
 use pfnguard_shared::PAGE_SIZE;
 
+use crate::attempt;
 use crate::barrier;
 use crate::cache::DataCache;
-use crate::device;
 use crate::fixmap::{Window, WindowType};
 use crate::pool::{PhysMap, to_usize};
 
@@ -89,7 +89,7 @@ impl<W: Window, C: DataCache> Frames for FrameAccess<W, C> {
             // SAFETY: the offset is inside the page.
             let register = unsafe { page.add(addr.offset()) };
             // SAFETY: mapped, and aligned as the manifest's check demands.
-            unsafe { device::load(register, width) }
+            unsafe { attempt::load(register, width) }
         })
     }
 }

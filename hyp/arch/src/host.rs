@@ -9,6 +9,7 @@ use pfnguard_core::vcpu::syndrome::Access;
 use pfnguard_shared::PAGE_SHIFT;
 use pfnguard_shared::trace::TraceKind;
 
+use crate::attempt;
 use crate::inject::{Exception, into_host};
 use crate::machine::Platform;
 use crate::percpu::{Door, PerCpu};
@@ -130,11 +131,7 @@ fn stage1_page(address: u64) -> Option<u64> {
     /// `PAR_EL1.PA`, bits 51:12.
     const PAGE: u64 = (1 << 40) - 1;
     let saved = read!("par_el1");
-    // SAFETY: translates; changes `PAR_EL1` only, which is put back.
-    unsafe {
-        core::arch::asm!("at s1e1r, {0}", "isb", in(reg) address, options(nostack, preserves_flags));
-    };
-    let par = read!("par_el1");
+    let par = attempt::translate(address);
     write!("par_el1", saved);
     (par & FAULTED == 0).then_some(par >> PAGE_SHIFT & PAGE)
 }

@@ -11,10 +11,10 @@
 extern crate std;
 
 pub mod arg_slot;
+mod attempt;
 pub mod attrs;
 pub mod barrier;
 pub mod cache;
-mod device;
 pub mod el2;
 pub mod features;
 pub mod fixmap;

@@ -272,24 +272,27 @@ global_asm!(
     fault_entry \kind + 3
 .endm
 
-// EL2 on its own stack. A load from a device that does not answer (`device.rs`: synchronous
-// external abort, DFSC 0b010000) goes on at its fixup; all else is a fault.
+// EL2 on its own stack. `attempt.rs`: a load from a device that does not answer (synchronous
+// external abort, DFSC 0b010000) and an AT, whatever its walk met, go on at the fixup; all else is
+// a fault.
 .macro own_faults
 .balign 0x80
     msr     sp_el0, x0
     msr     tpidr_el1, x1
-    adrp    x1, pfnguard_device_load_at
-    add     x1, x1, :lo12:pfnguard_device_load_at
+    adrp    x1, pfnguard_attempt_at
+    add     x1, x1, :lo12:pfnguard_attempt_at
     mrs     x0, elr_el2
     sub     x0, x0, x1
+    cmp     x0, #24
+    b.eq    2f
     bic     x0, x0, #8
     cbnz    x0, 1f
     mrs     x0, esr_el2
     and     x0, x0, #0x3f
     sub     x0, x0, #0x10
     cbnz    x0, 1f
-    adrp    x1, pfnguard_device_load_failed
-    add     x1, x1, :lo12:pfnguard_device_load_failed
+2:  adrp    x1, pfnguard_attempt_failed
+    add     x1, x1, :lo12:pfnguard_attempt_failed
     msr     elr_el2, x1
     leave
 1:  mov     x1, #4

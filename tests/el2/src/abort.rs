@@ -32,6 +32,8 @@ const FETCH: u64 = 0x21;
 const DATA: u64 = 0x25;
 /// Fault status code of an abort (Arm ARM, `ESR_EL1.ISS`).
 const STATUS: u64 = 0x3f;
+/// Synchronous external abort: `0b010000` of the access, `0b0101LL` of its walk at level LL.
+const EXTERNAL: [u64; 5] = [0x10, 0x14, 0x15, 0x16, 0x17];
 /// Alignment fault, which stands for an access that stage 2 refused.
 const ALIGNMENT: u64 = 0x21;
 
@@ -49,6 +51,11 @@ impl Fault {
     /// Returns whether it is the data abort by which EL2 answers an access that stage 2 refused.
     pub fn is_refused_data(&self) -> bool {
         self.is_data() && self.esr & STATUS == ALIGNMENT
+    }
+
+    /// Returns whether it is a data abort because nothing answered the access or its walk.
+    pub fn is_external(&self) -> bool {
+        self.is_data() && EXTERNAL.contains(&(self.esr & STATUS))
     }
 
     /// Returns whether it is an instruction abort.

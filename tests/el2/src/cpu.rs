@@ -16,8 +16,8 @@ macro_rules! read_register {
 macro_rules! write_register {
     ($name:literal, $value:expr) => {{
         let value: u64 = $value;
-        // SAFETY: The callers write timer, interrupt controller and event registers only, which do
-        // not change how this program's memory is seen.
+        // SAFETY: The callers write timer, interrupt controller and event registers, and such as
+        // this program has no use for: how its memory is seen does not change.
         unsafe {
             core::arch::asm!(concat!("msr ", $name, ", {}"), "isb", in(reg) value, options(nostack))
         };

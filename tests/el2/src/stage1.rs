@@ -71,15 +71,26 @@ unsafe extern "C" {
 
 /// Makes the level-3 table at physical address `table` translate the window, or nothing.
 pub fn set_window(table: Option<u64>) {
+    point_window(table);
+    forget_translations();
+}
+
+/// As [`set_window`], without the invalidation: cached translations stay.
+pub fn point_window(table: Option<u64>) {
     let entry = (&raw const stage1_window2).expose_provenance();
     let value = table.map_or(0, |table| table | TABLE);
     // SAFETY: The entry belongs to this module; walks by the other CPU tolerate either value.
     unsafe { with_exposed_provenance_mut::<u64>(entry).write_volatile(value) };
-    forget_translations();
 }
 
 /// Invalidates this machine's stage-1 translations, so that the next access walks the tables.
 pub fn forget_translations() {
     // SAFETY: Only caches of translations are dropped.
     unsafe { asm!("dsb ishst", "tlbi vmalle1is", "dsb ish", "isb", options(nostack)) };
+}
+
+/// As [`forget_translations`], of this CPU only.
+pub fn forget_own_translations() {
+    // SAFETY: As there.
+    unsafe { asm!("dsb nshst", "tlbi vmalle1", "dsb nsh", "isb", options(nostack)) };
 }
