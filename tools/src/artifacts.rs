@@ -106,6 +106,9 @@ const PAYLOAD: Recipe = Recipe {
         "-Zbuild-std=core,compiler_builtins",
         // Sorting and formatting serve launch and reports: the small ones of the core library.
         "-Zbuild-std-features=compiler-builtins-mem,optimize_for_size",
+        // Calls use little of core, and at this level it is as fast. Here, because Cargo.toml may
+        // name no package that other builds lack.
+        "--config=profile.payload.package.core.opt-level=\"s\"",
     ],
 };
 
