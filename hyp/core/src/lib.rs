@@ -35,6 +35,7 @@ pub mod ownership;
 pub mod pfnmap;
 pub mod psci;
 pub mod region;
+mod reset;
 pub mod smc;
 pub mod trace;
 pub mod vcpu;

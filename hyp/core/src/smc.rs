@@ -7,6 +7,7 @@ use crate::hypervisor::{Cpu, Hypervisor};
 use crate::machine::{Clock, Firmware, Machine};
 use crate::psci::function as psci;
 use crate::psci::{self as relay, HostEntry, PsciError};
+use crate::reset;
 use crate::trace::{Event, NO_VM};
 
 /// Function ids outside PSCI (Arm DEN0028, DEN0098).
@@ -56,6 +57,8 @@ pub enum SmcAction {
         /// Affinity fields of the CPU.
         target: u64,
     },
+    /// SYSTEM_RESET.
+    Reset,
 }
 
 /// Decides what is done about an SMC. The default is that the function does not exist.
@@ -68,9 +71,8 @@ pub fn decide(regs: &[u64; 8]) -> SmcAction {
             SmcAction::ForwardQuietly
         }
         function::TRNG_VERSION..=function::TRNG_RND | function::TRNG_RND64 => SmcAction::Forward,
-        psci::VERSION | psci::MIGRATE_INFO_TYPE | psci::SYSTEM_OFF | psci::SYSTEM_RESET => {
-            SmcAction::Forward
-        }
+        psci::VERSION | psci::MIGRATE_INFO_TYPE | psci::SYSTEM_OFF => SmcAction::Forward,
+        psci::SYSTEM_RESET => SmcAction::Reset,
         psci::FEATURES => psci_features(function_id(regs[1])),
         psci::CPU_OFF => SmcAction::CpuOff,
         _ => decide_sized(id & !psci::SMC64, sized(id, regs)),
@@ -87,7 +89,8 @@ fn decide_sized(id: u32, [x1, x2, x3]: [u64; 3]) -> SmcAction {
         psci::AFFINITY_INFO if x2 == 0 => SmcAction::AffinityInfo { target: x1 },
         // Levels above the CPU are optional since PSCI 1.0.
         psci::AFFINITY_INFO => SmcAction::Answer(PsciError::InvalidParameters.to_register()),
-        psci::SYSTEM_RESET2 => SmcAction::Forward,
+        // Neither a warm reset nor a vendor's: what they leave as it is, nobody here knows.
+        psci::SYSTEM_RESET2 => SmcAction::Reset,
         _ => NOT_SUPPORTED,
     }
 }
@@ -177,6 +180,11 @@ impl<M: Machine> Hypervisor<M> {
                 regs[0] = relay::affinity_info(&mut self.enter(), cpu, id, target);
                 record(cpu, id, regs[0]);
             }
+            SmcAction::Reset => {
+                // Recorded before: it does not come back.
+                record(cpu, id, 0);
+                regs[0] = reset::reset(&mut self.enter(), cpu);
+            }
         }
     }
 }
@@ -188,6 +196,8 @@ fn forward<M: Machine>(cpu: &mut Cpu<M>, regs: &mut [u64; 8]) {
     regs[..answer.len()].copy_from_slice(&answer);
 }
 
+// Out of line: no SMC is so frequent that six copies would pay.
+#[inline(never)]
 fn record<M: Machine>(cpu: &mut Cpu<M>, id: u32, result: u64) {
     let event = Event { kind: TraceKind::Smc, vm: NO_VM, a: id.into(), b: result, c: 0 };
     cpu.trace.record(cpu.local.now(), event);

@@ -156,6 +156,19 @@ impl Vmemmap {
         self.banks().any(|bank| bank.overlaps(range))
     }
 
+    /// Calls `each` with every run of adjacent frames with the same record.
+    pub fn for_each_run(&self, mut each: impl FnMut(PfnRange, FrameState)) {
+        for bank in &self.banks {
+            let mut next = bank.range.start();
+            for run in self.frames[bank.frames(&bank.range)].chunk_by(Frame::eq) {
+                let length = u64::try_from(run.len()).unwrap_or(u64::MAX);
+                let pages = PfnRange::new(next, length).expect("part of a bank: hypervisor bug");
+                each(pages, run[0].state());
+                next = pages.end();
+            }
+        }
+    }
+
     /// Returns the number of RAM frames.
     pub fn frame_count(&self) -> u64 {
         self.banks().map(|bank| bank.pages()).sum()

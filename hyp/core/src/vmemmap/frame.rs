@@ -91,7 +91,8 @@ impl FrameState {
         }
     }
 
-    pub(super) fn owner(self) -> Option<VmId> {
+    /// Returns the VM that owns the frame.
+    pub(crate) fn owner(self) -> Option<VmId> {
         match self {
             Self::GuestOwned { vm } | Self::GuestSharedHost { vm } => Some(vm),
             Self::NoPage
