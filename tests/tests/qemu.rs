@@ -3,19 +3,23 @@
 //! main job judged on each CPU; and random calls held against the specification. The oracle judges
 //! what EL2 executes in every one of these runs.
 
+use std::fs::{self, File};
 use std::ops::Range;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use pfnguard_shared::PAGE_SIZE;
+use pfnguard_tools::artifacts;
 use pfnguard_tools::demo::Demo;
 use pfnguard_tools::fuzz_machine::RandomRun;
 use pfnguard_tools::fuzz_machine::replay::Tally;
-use pfnguard_tools::machine::{Clock, Cpu, MATRIX, Machine};
+use pfnguard_tools::machine::{Clock, Cpu, Host, MATRIX, Machine};
 use pfnguard_tools::oracle::Oracle;
 use pfnguard_tools::progress::Progress;
-use pfnguard_tools::qemu::Echo;
+use pfnguard_tools::qemu::{Echo, Job};
 use pfnguard_tools::suite::Suite;
+use pfnguard_tools::workspace;
 
 /// When a machine that hangs is stopped.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -100,6 +104,37 @@ fn does_as_specified(machine: Machine, seeds: Range<u64>) {
             Err(report) => panic!("{machine}, seed {seed}: {report}"),
         }
     }
+}
+
+/// A host that asks for a vendor's reset with secrets in RAM, which stays as it is: a file.
+fn forgets_secrets_before_a_reset(machine: Machine) {
+    let artifacts = artifacts::build(Progress::Plain).expect("artifacts");
+    let path = workspace::output_dir().join(format!("reset.{}", workspace::unique()));
+    File::create_new(&path).expect("a file for the machine's RAM");
+    let (echo, progress, timeout) = (Echo::Silent, Progress::Plain, TIMEOUT);
+    let (host, bootargs, ram) = (Host::BareMetal, "reset", Some(path.as_path()));
+    let job = Job { machine, host, bootargs, ram, timeout, echo, progress };
+    let run = SLOTS.hold(machine, || job.run_under(&Oracle::On, &artifacts));
+    let ram = fs::read(&path);
+    fs::remove_file(&path).expect("the file was made above");
+    let (run, ram) = (run.expect("a machine"), ram.expect("the machine's RAM"));
+    assert_eq!(run.problems(), Vec::<String>::new(), "{}", run.tail());
+    let filled = |value: u64| {
+        let page = value.to_le_bytes().repeat(PAGE_SIZE / size_of::<u64>());
+        ram.chunks_exact(PAGE_SIZE).filter(|found| *found == page).count()
+    };
+    assert_eq!(filled(0x0ddc_0ffe_e5ec_2e75), 0, "pages of protected VMs");
+    assert_eq!(filled(0x0ddc_0ffe_e0be_71c5), 2, "pages of another VM and of the host");
+}
+
+#[test]
+fn neoverse_n2_forgets_secrets_before_a_reset() {
+    forgets_secrets_before_a_reset(Machine::parallel(Cpu::NeoverseN2));
+}
+
+#[test]
+fn cortex_a72_forgets_secrets_before_a_reset() {
+    forgets_secrets_before_a_reset(Machine::counted(Cpu::CortexA72));
 }
 
 #[test]

@@ -40,6 +40,7 @@ mod races;
 mod races_args;
 mod races_guest;
 mod registers;
+mod reset;
 mod smc;
 mod smp;
 mod stage1;
@@ -73,6 +74,7 @@ fn main(dtb: u64, _: u64, _: u64, _: u64) -> ! {
             ("test", prefix) => suite::run(&machine, functions.clone(), prefix),
             ("bench", row) => bench::run(&functions, row),
             ("fuzz", order) => fuzz::run(&machine, order),
+            ("reset", _) => reset::run(),
             ("devices", _) => {}
             (unknown, _) => say!("@unknown bootarg={unknown}"),
         }
