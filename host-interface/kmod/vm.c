@@ -439,8 +439,8 @@ EXPORT_SYMBOL_GPL(pfnguard_donate_pages);
  * @vm: the VM, of which only pfnguard_vm_destroy() is left afterwards
  *
  * Does not sleep. When it returns, whoever has called it, the VM runs no more and
- * reaches no memory; pages that it was given and its tables are not free yet. A VM that runs on another CPU
- * cannot be torn down: all that it has is lost then.
+ * reaches no memory; pages that it was given and its tables are not free yet. A
+ * VM that runs on another CPU cannot be torn down: all that it has is lost then.
  */
 void pfnguard_vm_kill(struct pfnguard_vm *vm)
 {

@@ -186,7 +186,7 @@ fn a_guests_device_is_absent_to_the_kernels_own_loads_and_stores() {
     let c = &mut cpus[0];
     create_vm(&hv, c);
     bind(&hv, c, &fixture::request(fixture::MMIO, Mode::Donate, MemType::Device));
-    let ipa = PhysAddr(fixture::MMIO.0 + 7 << 12);
+    let ipa = PhysAddr((fixture::MMIO.0 + 7) << 12);
     let good = HostAbort { ipa, far: KERNEL, esr: READ | DESCRIBED, elr: 0, pstate: 0b0101 };
 
     let load = PendingLoad { register: 5, bytes: 4, widen: Widen::Zero };
