@@ -74,6 +74,7 @@ fn every_reset_is_the_plain_one_whatever_type_the_host_asks_for() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "every frame is looked at")]
 fn r44_a_reset_zeroes_what_protected_vms_own_and_nothing_else() {
     for function in [SYSTEM_RESET, SYSTEM_RESET2, SYSTEM_RESET2_64] {
         let (hv, mut cpus) = fake::machine(Vec::new());
@@ -103,6 +104,7 @@ fn r44_a_reset_zeroes_what_protected_vms_own_and_nothing_else() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "every frame is looked at")]
 fn a_protected_vm_loses_its_translations_before_its_memory() {
     let (hv, mut cpus) = fake::machine(Vec::new());
     let c = &mut cpus[0];
@@ -116,6 +118,7 @@ fn a_protected_vm_loses_its_translations_before_its_memory() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "every frame is looked at")]
 fn a_vm_outlives_a_reset_that_the_firmware_refuses_and_can_be_torn_down() {
     let (hv, mut cpus) = fake::machine(Vec::new());
     let c = &mut cpus[0];
@@ -136,6 +139,7 @@ fn a_vm_outlives_a_reset_that_the_firmware_refuses_and_can_be_torn_down() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "every frame is looked at")]
 fn a_reset_while_a_protected_vm_runs_elsewhere_takes_its_memory_away() {
     let (hv, mut cpus) = fake::machine(Vec::new());
     let hv: &'static Hv = Box::leak(Box::new(hv));
